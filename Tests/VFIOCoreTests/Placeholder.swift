@@ -1,0 +1,4 @@
+import Testing
+import VFIOCore
+
+@Test func `placeholder`() { #expect(DMAAccess.read.rawValue == 1) }
