@@ -1,0 +1,59 @@
+import CLinux
+import Glibc
+import Locks
+import SystemPackage
+
+/// The files that clients share, one mapping each, however many DMA mappings refer to it.
+public final class MappedFiles: Sendable {
+  private struct Key: Hashable {
+    var device: UInt
+    var inode: UInt
+    var writable: Bool
+  }
+
+  private struct Weak: Sendable { weak var mapping: SharedMapping? }
+
+  /// Guards the look-up, and that one file isn't mapped twice at once.
+  private let mappings = Mutex<[Key: Weak]>([:])
+
+  public init() {}
+
+  /// A mapping of the file that covers `offset ..< offset + size`.
+  ///
+  /// Throws `EINVAL` when the file isn't a regular one (shared memory is) or is shorter, `EACCES` when
+  /// it is not open for what is asked, and `ENOMEM` when there's no room for another mapping.
+  public func mapping(
+    of file: Descriptor, offset: UInt64, size: UInt64, writable: Bool
+  ) throws(Errno) -> SharedMapping {
+    var info = stat()
+    // Sound: the call fills the structure given.
+    try call { unsafe fstat(file.rawValue, &info) }
+    guard info.st_mode & S_IFMT == S_IFREG, let length = UInt64(exactly: info.st_size) else {
+      throw .invalidArgument
+    }
+    let (end, overflow) = offset.addingReportingOverflow(size)
+    guard !overflow, end <= length else { throw .invalidArgument }
+    let mode = try call { fcntl(file.rawValue, F_GETFL) } & O_ACCMODE
+    guard mode == O_RDWR || (mode == O_RDONLY && !writable) else { throw .permissionDenied }
+
+    let key = Key(device: info.st_dev, inode: info.st_ino, writable: writable)
+    return try mappings.withLock { mappings throws(Errno) in
+      if let mapping = mappings[key]?.mapping, mapping.size >= end, !mapping.isPoisoned {
+        return mapping
+      }
+      // Entries whose mapping went stay until the table has doubled since it was last cleaned.
+      if mappings.count >= 64, mappings.count.nonzeroBitCount == 1 {
+        mappings = mappings.filter { $0.value.mapping != nil }
+      }
+      var page: UInt64 = 4096
+      _ = unsafe clinux_is_hugetlbfs(file.rawValue, &page)
+      do throws(Errno) {
+        let mapping = try SharedMapping(file, size: length, writable: writable, pageSize: page)
+        mappings[key] = Weak(mapping: mapping)
+        return mapping
+      } catch {
+        throw error == .notPermitted ? .permissionDenied : error  // sealed against writing
+      }
+    }
+  }
+}

@@ -1,0 +1,184 @@
+import Dispatch
+import LinuxIO
+import Locks
+import Synchronization
+import SystemPackage
+
+/// The event loop that serves every connection but those on a loop of their own: root, container,
+/// group and token sockets, device sockets before VERSION, and those beyond the number of own loops.
+///
+/// It never waits for a client. It waits for own loops, but only for ones whose client has hung up.
+final class ControlLoop: Sendable {
+  private let epoll: Epoll
+  /// All connections, for nothing but their hang-up, each reported once.
+  private let hangUps: Epoll
+  private let wake: EventFD
+  private let isStopping = Atomic(false)
+  private let queue = DispatchQueue(label: "vfiod.control")
+  private let ended = DispatchGroup()
+
+  /// Guards who is connected. A leaf: nothing else is locked under it.
+  private let table = Mutex(Table())
+
+  private struct Table {
+    var connections: [UInt64: Connection] = [:]
+    /// Connections on loops of their own, among them.
+    var own: Set<UInt64> = []
+    var isClosed = false
+  }
+
+  /// Dispatch runs 255 blocked work items and hangs at the next: stay far below.
+  private static let mostOwnLoops = 48
+  /// Event number of `wake`; connections count from 1.
+  private static let wakeNumber: UInt64 = 0
+
+  init() throws(Errno) {
+    epoll = try Epoll()
+    hangUps = try Epoll()
+    wake = try EventFD()
+    try epoll.add(wake.descriptor, .readable, number: Self.wakeNumber)
+  }
+
+  func start() {
+    queue.async(group: ended) { self.run() }
+  }
+
+  /// Closes every connection and returns when all sessions have ended.
+  func stop() {
+    isStopping.store(true, ordering: .releasing)
+    wake.signal()
+    ended.wait()
+  }
+
+  /// How many connections there are.
+  var count: Int { table.withLock { $0.connections.count } }
+
+  /// Serves a connection from now on; `ESHUTDOWN` when the server stops.
+  func add(_ connection: Connection) throws(Errno) {
+    guard let descriptor = connection.socket?.descriptor else { return }
+    let isOpen = table.withLock { table in
+      guard !table.isClosed else { return false }
+      table.connections[connection.number] = connection
+      return true
+    }
+    guard isOpen else { throw .socketShutdown }
+    do throws(Errno) {
+      try hangUps.add(descriptor, .edge, number: connection.number)
+      try epoll.add(descriptor, .readable, number: connection.number)
+    } catch {
+      table.withLock { _ = $0.connections.removeValue(forKey: connection.number) }
+      throw error
+    }
+  }
+
+  private func run() {
+    var events: [Epoll.Event] = []
+    while !isStopping.load(ordering: .acquiring) {
+      events.removeAll(keepingCapacity: true)
+      do throws(Errno) {
+        try epoll.wait(&events, forever: true)
+      } catch {
+        break  // cannot happen: the set is ours
+      }
+      for event in events where event.number != Self.wakeNumber {
+        guard let connection = table.withLock({ $0.connections[event.number] }) else { continue }
+        serve(connection)
+      }
+    }
+    closeAll()
+  }
+
+  private func serve(_ connection: Connection) {
+    // One that has found its device leaves with its next message, so that a client which only
+    // connects and closes costs no thread.
+    if connection.session.wantsOwnLoop, moveToOwnLoop(connection) { return }
+    switch connection.serve(wait: false, settle: settle) {
+    case .open: setEvents(.readable, of: connection)
+    case .blocked: setEvents(.writable, of: connection)
+    case .finished: close(connection)
+    }
+  }
+
+  private func setEvents(_ events: Epoll.Events, of connection: Connection) {
+    guard connection.events != events, let socket = connection.socket else { return }
+    connection.events = events
+    try? epoll.change(socket.descriptor, events, number: connection.number)
+  }
+
+  private func close(_ connection: Connection) {
+    connection.close()
+    table.withLock { table in
+      table.own.remove(connection.number)
+      table.connections[connection.number] = nil
+    }
+  }
+
+  // MARK: hang-ups
+
+  /// Lets pending hang-ups take effect: what a client closed before it sent a request counts as closed
+  /// when the request is answered.
+  private func settle() {
+    var events: [Epoll.Event] = []
+    repeat {
+      events.removeAll(keepingCapacity: true)
+      do throws(Errno) {
+        try hangUps.wait(&events, forever: false)
+      } catch {
+        return  // cannot happen: the set is ours
+      }
+      for event in events {
+        let (found, isOwn) = table.withLock { table in
+          (table.connections[event.number], table.own.contains(event.number))
+        }
+        guard let connection = found else { continue }
+        if isOwn {
+          connection.waitUntilClosed()
+        } else {
+          drain(connection)
+        }
+      }
+    } while !events.isEmpty
+  }
+
+  /// Handles what a client sent before it hung up, and closes.
+  private func drain(_ connection: Connection) {
+    guard !connection.isServing else { return }
+    while case .open = connection.serve(wait: false) {}
+    close(connection)
+  }
+
+  // MARK: own loops
+
+  /// False when all own loops are taken.
+  private func moveToOwnLoop(_ connection: Connection) -> Bool {
+    guard let socket = connection.socket else { return false }
+    let isFree = table.withLock { table in
+      guard table.own.count < Self.mostOwnLoops else { return false }
+      table.own.insert(connection.number)
+      return true
+    }
+    guard isFree else { return false }
+    epoll.remove(socket.descriptor)
+    DispatchQueue(label: "vfiod.device.\(connection.number)").async(group: ended) {
+      while case .open = connection.serve(wait: true) {}
+      self.close(connection)
+    }
+    return true
+  }
+
+  // MARK: stopping
+
+  private func closeAll() {
+    let (connections, own) = table.withLock { table in
+      table.isClosed = true
+      return (Array(table.connections.values), table.own)
+    }
+    for connection in connections {
+      if own.contains(connection.number) {
+        connection.abort()
+      } else {
+        close(connection)
+      }
+    }
+  }
+}

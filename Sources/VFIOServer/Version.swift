@@ -1,0 +1,70 @@
+import JSON
+import SystemPackage
+import VFIOWire
+
+/// The negotiation that opens the root socket and device sockets (vfio-user, `VFIO_USER_VERSION`).
+struct Version {
+  /// The version of the protocol that this server speaks: 0.1, and with it 0.0.
+  static let major: UInt16 = 0
+  static let minor: UInt16 = 1
+  /// The largest message before VERSION has told the limit.
+  static let messageLimit = 64 << 10
+
+  /// The major version isn't ours: the connection cannot go on.
+  private(set) var isRefused = false
+  private(set) var isDone = false
+
+  /// Answers VERSION. `EINVAL` when it comes twice, for another major version, and for capabilities
+  /// that aren't what they should be.
+  ///
+  /// `begin` runs when the request is good; its error is the answer, and VERSION may be tried again.
+  mutating func negotiate(
+    _ body: Span<UInt8>, _ limits: Configuration.Limits, _ reply: inout Output<some Any>,
+    begin: () throws(Errno) -> Void = {}
+  ) throws(Errno) {
+    guard !isDone else { throw .invalidArgument }
+    try body.require(4)
+    guard body.load(UInt16.self, at: 0) == Self.major else {
+      isRefused = true
+      throw .invalidArgument
+    }
+    let answer = try Self.capabilities(body, limits)
+    try begin()
+    isDone = true
+    reply.append(Self.major)
+    reply.append(min(Self.minor, body.load(at: 2)))
+    reply.append(Array(answer.text.utf8) + [0])
+  }
+
+  /// What is offered back: of the capabilities proposed, those that this server has.
+  private static func capabilities(
+    _ body: Span<UInt8>, _ limits: Configuration.Limits
+  ) throws(Errno) -> JSONValue {
+    guard body.count > 4 else { return .object([]) }
+    var end = 4
+    while end < body.count, body[end] != 0 { end += 1 }
+    guard end < body.count else { throw .invalidArgument }
+    do throws(JSONError) {
+      let document = JSONReader(try JSONValue(parsing: body.extracting(4..<end)))
+      _ = try document.members()
+      let proposed = document["capabilities"]
+      guard proposed.exists else { return .object([]) }
+      var offered: [JSONMember] = []
+      for member in try proposed.members() {
+        let ours: Int
+        switch member.name {
+        case "max_msg_fds": ours = limits.messageDescriptors
+        case "max_data_xfer_size": ours = limits.maxDataTransferSize
+        case "max_dma_maps": ours = limits.mappings
+        case "pgsizes": ours = 4096
+        default: continue
+        }
+        _ = try member.reader.integer(in: 0...UInt64.max)
+        offered.append(JSONMember(member.name, .integer(Int128(ours))))
+      }
+      return .object([JSONMember("capabilities", .object(offered))])
+    } catch {
+      throw .invalidArgument
+    }
+  }
+}
