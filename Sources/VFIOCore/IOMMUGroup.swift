@@ -1,13 +1,23 @@
+import Locks
 import Synchronization
 
 /// The devices that an IOMMU cannot tell apart; the kernel's `struct iommu_group`.
 public final class IOMMUGroup: Sendable {
   /// The name under `/dev/vfio`.
   public let id: UInt32
-  private let quarantine = Atomic(false)
+
+  /// The bus lock. Guards the group's devices, and is held while the driver of one of them changes
+  /// or the group's viability is judged.
+  let bus = Mutex<[BusDevice]>([])
+  let quarantine = Atomic(false)
 
   public init(id: UInt32) { self.id = id }
 
+  /// The devices on the bus, as `Registry.plug` added them.
+  public var devices: [BusDevice] { bus.withLock { $0 } }
+
   /// A foreign driver was forced into the group while it was in use: its devices do no more DMA.
+  ///
+  /// It ends when the group has no container users any more and no foreign driver is bound in it.
   public var isQuarantined: Bool { quarantine.load(ordering: .acquiring) }
 }
