@@ -1,0 +1,105 @@
+/// The 256 bytes of a function's configuration space: PCI Local Bus 3.0, chapter 6, header type 0.
+struct ConfigSpace {
+  static let size = 256
+  private static let commandOffset = 0x04
+  private static let statusOffset = 0x06
+  private static let firstCapability = 0x40
+
+  private(set) var bytes = MaskedBytes(count: size)
+
+  init(_ identity: PCIIdentity, _ interrupts: Interrupts, _ bars: [BARTable]) {
+    bytes.define(0x00, identity.vendor)
+    bytes.define(0x02, identity.device)
+    bytes.define(Self.commandOffset, Command.decoding.rawValue, writable: Command.all.rawValue)
+    // The bit of the capability list; those of parity, system errors and aborts clear by writing one.
+    let hasCapabilities = interrupts.msi > 0 || interrupts.msix != nil
+    bytes.define(Self.statusOffset, UInt16(hasCapabilities ? 0x10 : 0), clearable: 0xF900)
+    bytes.define(0x08, identity.classCode << 8 | UInt32(identity.revision))
+    bytes.define(0x0C, UInt8(0), writable: 0xFF)  // cache line size
+    bytes.define(0x0D, UInt8(0), writable: 0xFF)  // latency timer
+    bytes.define(0x2C, identity.subsystem.vendor)
+    bytes.define(0x2E, identity.subsystem.device)
+    bytes.define(0x3C, UInt8(0), writable: 0xFF)  // interrupt line
+    bytes.define(0x3D, UInt8(interrupts.intx ? 1 : 0))  // interrupt pin A
+    for bar in bars { define(bar) }
+    defineCapabilities(interrupts)
+  }
+
+  private mutating func define(_ bar: BARTable) {
+    let place = 0x10 + 4 * bar.index
+    let mask = ~(bar.size - 1)
+    // Reading memory has no effect, so a 64-bit BAR of it may go where bridges prefetch.
+    let kind: UInt32 =
+      switch (bar.is64Bit, bar.content) {
+      case (true, .memory): 0b1100
+      case (true, _): 0b0100
+      case (false, _): 0
+      }
+    bytes.define(place, kind, writable: UInt32(truncatingIfNeeded: mask))
+    if bar.is64Bit {
+      bytes.define(place + 4, UInt32(0), writable: UInt32(truncatingIfNeeded: mask >> 32))
+    }
+  }
+
+  private mutating func defineCapabilities(_ interrupts: Interrupts) {
+    var link = 0x34
+    var place = Self.firstCapability
+    func capability(_ id: UInt8, _ length: Int, in bytes: inout MaskedBytes) -> Int {
+      bytes.define(link, UInt8(place))
+      bytes.define(place, id)
+      link = place + 1
+      defer { place += (length + 3) & ~3 }
+      return place
+    }
+    if interrupts.msi > 0 {
+      let msi = capability(0x05, 14, in: &bytes)
+      let maximum = UInt16(interrupts.msi.trailingZeroBitCount) << 1
+      // A 64-bit address; clients write the enable bit and the number of vectors in use.
+      bytes.define(msi + 2, 0x80 | maximum, writable: 0x71)
+      bytes.define(msi + 4, UInt32(0), writable: ~3)
+      bytes.define(msi + 8, UInt32(0), writable: ~0)
+      bytes.define(msi + 12, UInt16(0), writable: ~0)
+    }
+    if let table = interrupts.msix {
+      let msix = capability(0x11, 12, in: &bytes)
+      bytes.define(msix + 2, UInt16(table.vectors - 1), writable: 0xC000)  // enable, mask all
+      bytes.define(msix + 4, UInt32(table.table) | UInt32(table.bar))
+      bytes.define(msix + 8, UInt32(table.pending) | UInt32(table.bar))
+    }
+  }
+
+  var command: Command {
+    get { Command(rawValue: bytes[Self.commandOffset]) }
+    set { bytes[Self.commandOffset] = newValue.rawValue }
+  }
+
+  /// The interrupt bit of STATUS.
+  mutating func setInterruptStatus(_ isAsserted: Bool) {
+    let status: UInt16 = bytes[Self.statusOffset]
+    bytes[Self.statusOffset] = isAsserted ? status | 0x08 : status & ~0x08
+  }
+
+  mutating func write(_ span: Span<UInt8>, at offset: Int) { bytes.write(span, at: offset) }
+
+  /// Back to the defaults, save COMMAND, which the kernel restores after a reset too.
+  mutating func reset() {
+    let kept = command
+    bytes.reset()
+    command = kept
+  }
+}
+
+/// The COMMAND register of configuration space.
+struct Command: OptionSet, Sendable {
+  let rawValue: UInt16
+  static let io = Command(rawValue: 1 << 0)
+  static let memory = Command(rawValue: 1 << 1)
+  static let busMaster = Command(rawValue: 1 << 2)
+  static let parity = Command(rawValue: 1 << 6)
+  static let systemError = Command(rawValue: 1 << 8)
+  static let intxDisable = Command(rawValue: 1 << 10)
+
+  /// As vfio-pci hands a device to its first opener.
+  static let decoding: Command = [.io, .memory]
+  static let all: Command = [.io, .memory, .busMaster, .parity, .systemError, .intxDisable]
+}

@@ -1,0 +1,273 @@
+import Dispatch
+import Locks
+import SystemPackage
+import VFIOCore
+
+/// Serves a `PCIDevice` as vfio-pci serves a function: nine regions, five kinds of interrupts.
+///
+/// Its type doesn't show the model's: the model's registers and effects are reached through a cell.
+/// Work on the queue holds a reference to the function, so the last reference goes only when the
+/// queue is empty, and no work ever outlives its device.
+public final class PCIFunction: DeviceOperations {
+  private struct State {
+    let cell: Cell
+    var bus: Bus
+    var config: ConfigSpace
+    /// By region.
+    var memories: [BARMemory?]
+    /// Open descriptors.
+    var users = 0
+    var dma: DMA?
+    /// Counts resets: work begun before the last one is void.
+    var generation: UInt64 = 0
+    var faults: UInt64 = 0
+  }
+
+  private struct BARMemory {
+    var memory: any MappableMemory
+    /// A client was given the descriptor, and may have it mapped long after it has closed the device.
+    var isExposed = false
+  }
+
+  private enum Content: Sendable {
+    case registers(RegisterFile)
+    case memory(mappable: Range<UInt64>?)
+    case vectors
+    case config
+  }
+  private struct Region: Sendable {
+    let size: UInt64
+    let content: Content
+  }
+
+  /// vfio-pci's numbers: BARs 0–5, ROM 6, configuration space 7, VGA 8; nil where there is nothing.
+  private let regions: [Region?]
+  private static let configRegion = 7
+  private static let regionCount = 9
+  private let ignoresBusMastering: Bool
+  private let state: Mutex<State>
+  private let queue = DispatchQueue(label: "vfio device")
+
+  /// Throws `TableError` if the model's tables are wrong, and what `memory` throws.
+  public init<Device: PCIDevice>(_ device: Device, memory: MemoryFactory) throws {
+    var tables = Device.bars.map(\.table)
+    if let msix = Device.interrupts.msix {
+      tables.append(
+        BARTable(index: msix.bar, size: msix.size, is64Bit: false, content: .vectors))
+    }
+    try TableCheck.check(tables, Device.interrupts)
+
+    var regions = [Region?](repeating: nil, count: Self.regionCount)
+    var memories = [BARMemory?](repeating: nil, count: Self.regionCount)
+    for table in tables {
+      let content: Content
+      switch table.content {
+      case .registers(let rows, let access):
+        content = .registers(
+          try RegisterFile(rows, access, bar: table.index, size: table.size))
+      case .memory(let mappable):
+        content = .memory(mappable: mappable)
+        memories[table.index] = BARMemory(memory: try memory(table.size))
+      case .vectors:
+        content = .vectors
+      }
+      regions[table.index] = Region(size: table.size, content: content)
+    }
+    regions[Self.configRegion] = Region(size: UInt64(ConfigSpace.size), content: .config)
+    self.regions = regions
+    ignoresBusMastering = Device.ignoresBusMastering
+    state = Mutex(
+      State(
+        cell: Cell(device), bus: Bus(InterruptLines(Device.interrupts)),
+        config: ConfigSpace(Device.identity, Device.interrupts, tables), memories: memories))
+  }
+
+  /// DMA transfers that the device could not complete, since it was made.
+  public var faults: UInt64 { state.withLock { $0.faults } }
+
+  // MARK: What the function has
+
+  public var information: DeviceInformation {
+    DeviceInformation(
+      flags: 1 | 2, regions: UInt32(Self.regionCount), interrupts: InterruptLines.Kind.count)
+  }
+
+  public func region(_ index: UInt32) throws(Errno) -> RegionInformation {
+    guard index < regions.count else { throw .invalidArgument }
+    guard let region = regions[Int(index)] else {
+      return RegionInformation(readable: false, writable: false, size: 0)
+    }
+    guard case .memory(let mappable?) = region.content else {
+      return RegionInformation(readable: true, writable: true, size: region.size)
+    }
+    let memory = state.withLock { state in
+      state.memories[Int(index)]?.isExposed = true
+      return state.memories[Int(index)]?.memory
+    }
+    return RegionInformation(
+      readable: true, writable: true, size: region.size, mappable: [mappable], memory: memory)
+  }
+
+  public func interrupt(_ index: UInt32) throws(Errno) -> InterruptInformation {
+    try state.withLock { (state) throws(Errno) in try state.bus.interrupts.information(index) }
+  }
+
+  // MARK: Clients
+
+  public func open(_ dma: DMA, keepingState: Bool) throws(Errno) {
+    try state.withLock { (state) throws(Errno) in
+      if state.users == 0 {
+        state.memories = try Self.withoutExposed(state.memories)
+        if !keepingState {
+          Self.reset(&state)
+          state.config.command = .decoding
+          state.bus.interrupts.disableINTx(false)
+        }
+        state.dma = dma
+      }
+      state.users += 1
+    }
+  }
+
+  /// What earlier clients may still have mapped becomes a copy that they can't see.
+  private static func withoutExposed(_ memories: [BARMemory?]) throws(Errno) -> [BARMemory?] {
+    var fresh = memories
+    for index in fresh.indices {
+      if let old = fresh[index], old.isExposed {
+        fresh[index] = BARMemory(memory: try old.memory.copy())
+      }
+    }
+    return fresh
+  }
+
+  public func release() {
+    state.withLock { state in
+      state.users = max(0, state.users - 1)
+      guard state.users == 0 else { return }
+      state.bus.interrupts.removeTriggers()
+      state.dma = nil
+    }
+  }
+
+  public func reset() throws(Errno) {
+    state.withLock { Self.reset(&$0) }
+  }
+
+  private static func reset(_ state: inout State) {
+    state.cell.reset()
+    state.generation += 1
+    state.config.reset()
+    state.bus.interrupts.reset()
+  }
+
+  public func setInterrupts(_ request: InterruptRequest) throws(Errno) {
+    try state.withLock { (state) throws(Errno) in try state.bus.interrupts.set(request) }
+  }
+
+  public func request() {
+    state.withLock { $0.bus.interrupts.request() }
+  }
+
+  // MARK: Accesses
+
+  public func read(
+    _ region: UInt32, at offset: UInt64, into bytes: inout MutableSpan<UInt8>
+  ) throws(Errno) {
+    let content = try content(of: region, offset, bytes.count)
+    if case .memory = content {
+      return try enabledMemory(region).read(at: offset, into: &bytes)
+    }
+    try state.withLock { (state) throws(Errno) in
+      switch content {
+      case .config:
+        state.config.setInterruptStatus(state.bus.interrupts.isAsserted)
+        state.config.bytes.read(at: Int(offset), into: &bytes)
+      case .registers(let file):
+        try Self.checkDecoding(state)
+        file.read(at: offset, into: &bytes, state.cell)
+      case .vectors:
+        try Self.checkDecoding(state)
+        state.bus.interrupts.vectors.read(at: Int(offset), into: &bytes)
+      case .memory: break
+      }
+    }
+  }
+
+  public func write(
+    _ bytes: Span<UInt8>, to region: UInt32, at offset: UInt64
+  ) throws(Errno) {
+    let content = try content(of: region, offset, bytes.count)
+    if case .memory = content {
+      return try enabledMemory(region).write(bytes, at: offset)
+    }
+    try state.withLock { (state) throws(Errno) in
+      switch content {
+      case .config:
+        state.config.write(bytes, at: Int(offset))
+        state.bus.interrupts.disableINTx(state.config.command.contains(.intxDisable))
+      case .registers(let file):
+        try Self.checkDecoding(state)
+        file.write(bytes, at: offset, state.cell, &state.bus)
+        if !state.bus.work.isEmpty { queueWork(&state) }
+      case .vectors:
+        try Self.checkDecoding(state)
+        state.bus.interrupts.write(bytes, toVectorsAt: Int(offset))
+      case .memory: break
+      }
+    }
+  }
+
+  private func content(
+    of index: UInt32, _ offset: UInt64, _ count: Int
+  ) throws(Errno) -> Content {
+    guard index < regions.count, let region = regions[Int(index)], offset <= region.size,
+      UInt64(count) <= region.size - offset
+    else { throw .invalidArgument }
+    return region.content
+  }
+
+  private static func checkDecoding(_ state: borrowing State) throws(Errno) {
+    guard state.config.command.contains(.memory) else { throw .ioError }
+  }
+
+  /// The copy itself needs no lock: the reference keeps the memory, also when a later client's takes
+  /// its place meanwhile, and memory may be reached from several threads.
+  private func enabledMemory(_ region: UInt32) throws(Errno) -> any MappableMemory {
+    try state.withLock { (state) throws(Errno) in
+      try Self.checkDecoding(state)
+      guard let memory = state.memories[Int(region)]?.memory else { throw .invalidArgument }
+      return memory
+    }
+  }
+
+  // MARK: Work
+
+  private func queueWork(_ state: inout State) {
+    let master = BusMaster(function: self, dma: state.dma, generation: state.generation)
+    for work in state.bus.work {
+      queue.async {
+        let finish = work(master)
+        master.function.finish(finish, master.generation)
+      }
+    }
+    state.bus.work.removeAll(keepingCapacity: true)
+  }
+
+  private func finish(_ finish: @Sendable (Cell, inout Bus) -> Void, _ generation: UInt64) {
+    state.withLock { state in
+      guard state.generation == generation else { return }
+      finish(state.cell, &state.bus)
+      if !state.bus.work.isEmpty { queueWork(&state) }
+    }
+  }
+
+  /// Whether work of a generation may reach memory now.
+  func mayMaster(_ generation: UInt64) -> Bool {
+    state.withLock { state in
+      state.generation == generation
+        && (ignoresBusMastering || state.config.command.contains(.busMaster))
+    }
+  }
+
+  func countFault() { state.withLock { $0.faults += 1 } }
+}

@@ -1,0 +1,89 @@
+/// The registers of one BAR, by offset.
+struct RegisterFile: Sendable {
+  private let rows: [RegisterRow]
+  private let access: RegisterAccess
+
+  /// Throws if a row is outside the BAR's `size` bytes, overlaps another or has no storage.
+  init(
+    _ rows: [RegisterRow], _ access: RegisterAccess, bar: Int, size: UInt64
+  ) throws(TableError) {
+    self.rows = rows.sorted { $0.offset < $1.offset }
+    self.access = access
+    var previous: (offset: UInt64, end: UInt64)?
+    for row in self.rows {
+      let name = "register \(hex(row.offset)) of BAR \(bar)"
+      guard case 1...8 = row.width, row.width.nonzeroBitCount == 1 else {
+        throw TableError("\(name): a property of \(row.width) bytes, not of 1, 2, 4 or 8")
+      }
+      if case .notStored = row.source {
+        throw TableError("\(name): its property is computed or observed, not stored")
+      }
+      let (end, overflow) = row.offset.addingReportingOverflow(UInt64(row.width))
+      guard !overflow, end <= size else {
+        throw TableError("\(name): its \(row.width) bytes end beyond the BAR's \(hex(size))")
+      }
+      if let previous, row.offset < previous.end {
+        throw TableError("\(name): overlaps the register at \(hex(previous.offset))")
+      }
+      previous = (row.offset, end)
+    }
+  }
+
+  /// Reads from `offset`; the caller has checked that the bytes are inside the BAR.
+  func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>, _ cell: Cell) {
+    for index in bytes.indices { bytes[index] = 0xFF }
+    let end = offset + UInt64(bytes.count)
+    var index = firstRow(endingAfter: offset)
+    while index < rows.count, rows[index].offset < end {
+      let row = rows[index]
+      index += 1
+      guard accepts(row, offset, bytes.count) else { continue }
+      let value = row.read(cell)
+      for byte in max(offset, row.offset)..<min(end, row.offset + UInt64(row.width)) {
+        bytes[Int(byte - offset)] = UInt8(
+          truncatingIfNeeded: value >> (8 * (byte - row.offset)))
+      }
+    }
+  }
+
+  /// Writes at `offset`; the caller has checked that the bytes are inside the BAR.
+  func write(_ bytes: Span<UInt8>, at offset: UInt64, _ cell: Cell, _ bus: inout Bus) {
+    let end = offset + UInt64(bytes.count)
+    var index = firstRow(endingAfter: offset)
+    while index < rows.count, rows[index].offset < end {
+      let row = rows[index]
+      index += 1
+      guard accepts(row, offset, bytes.count) else { continue }
+      var value: UInt64 = 0
+      var enabled: UInt64 = 0
+      for byte in max(offset, row.offset)..<min(end, row.offset + UInt64(row.width)) {
+        let shift = 8 * (byte - row.offset)
+        value |= UInt64(bytes[Int(byte - offset)]) << shift
+        enabled |= 0xFF << shift
+      }
+      if case .words = access { enabled = ~0 }
+      row.write(value, enabled: enabled, cell, &bus)
+    }
+  }
+
+  private func accepts(_ row: RegisterRow, _ offset: UInt64, _ count: Int) -> Bool {
+    switch access {
+    case .bytes: true
+    case .words: offset == row.offset && (count == 4 || count == 8) && count <= row.width
+    }
+  }
+
+  private func firstRow(endingAfter offset: UInt64) -> Int {
+    var low = 0
+    var high = rows.count
+    while low < high {
+      let middle = (low + high) / 2
+      if rows[middle].offset + UInt64(rows[middle].width) <= offset {
+        low = middle + 1
+      } else {
+        high = middle
+      }
+    }
+    return low
+  }
+}
