@@ -1,0 +1,54 @@
+"""A client of vfiod: VFIO's containers, groups and devices over a Unix socket."""
+
+from .client import Container, ExternalUser, Group, IOCTLResult, Root, connect
+from .connection import Connection, Descriptor, Message, Pending
+from .device import Device, MappedArea, Region, RegionInfo
+from .errors import Disconnected, VFIOError
+from .irq import EventFD
+from .memory import DMAMemory, Memory
+from .wire import (
+    IRQ,
+    Command,
+    DeviceFlags,
+    DMAFlags,
+    GroupStatus,
+    IOMMUInfo,
+    IOMMUType,
+    IRQFlags,
+    IRQSet,
+    Operation,
+    RegionFlags,
+)
+
+__all__ = [
+    "IRQ",
+    "Command",
+    "Connection",
+    "Container",
+    "DMAFlags",
+    "DMAMemory",
+    "Descriptor",
+    "Device",
+    "DeviceFlags",
+    "Disconnected",
+    "EventFD",
+    "ExternalUser",
+    "Group",
+    "GroupStatus",
+    "IOCTLResult",
+    "IOMMUInfo",
+    "IOMMUType",
+    "IRQFlags",
+    "IRQSet",
+    "MappedArea",
+    "Memory",
+    "Message",
+    "Operation",
+    "Pending",
+    "Region",
+    "RegionFlags",
+    "RegionInfo",
+    "Root",
+    "VFIOError",
+    "connect",
+]

@@ -1,0 +1,383 @@
+"""A device: information, registers, interrupts, DMA. It speaks vfio-user, and nothing else."""
+
+import errno
+import mmap
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from . import wire
+from .connection import Connection, Descriptor, HasFileno, Message, Pending, negotiate
+from .errors import VFIOError
+from .memory import DMAMemory, Memory
+from .wire import Command, DeviceInfo, DMAFlags, IRQInfo, IRQSet, RegionFlags
+
+CONFIG = 7
+"""Index of a PCI device's configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`)."""
+
+COMMAND_REGISTER = 0x04
+COMMAND_MEMORY = 1 << 1
+COMMAND_BUS_MASTER = 1 << 2
+
+
+@dataclass(frozen=True)
+class RegionInfo:
+    """`struct vfio_region_info`, its capabilities, and the descriptor to map, if there is one."""
+
+    index: int
+    flags: RegionFlags
+    size: int
+    offset: int
+    """Where the region begins in the descriptor."""
+    areas: tuple[tuple[int, int], ...]
+    """Offset and size of each part that may be mapped."""
+    descriptor: Descriptor | None
+
+    def close(self) -> None:
+        if self.descriptor is not None:
+            self.descriptor.close()
+
+
+class Device:
+    """A device descriptor from a group, or a connection to `devices/NAME.sock`."""
+
+    def __init__(self, connection: Connection, version: wire.Version) -> None:
+        self.connection = connection
+        self.version = version
+        limit = version.capabilities.get("max_data_xfer_size", wire.DEFAULT_MAX_DATA_XFER_SIZE)
+        self.max_data_xfer_size = min(int(limit), wire.DEFAULT_MAX_DATA_XFER_SIZE)
+        self._messages: dict[int, bytearray] = {}
+        connection.on_command = self._serve
+
+    @classmethod
+    def connect(cls, path: str | os.PathLike[str], timeout: float | None = None) -> "Device":
+        """Connects to a device's own socket, which does the whole way by itself.
+
+        EBUSY while the device, or its group, is in use elsewhere.
+        """
+        return cls.start(Connection.open(path, timeout))
+
+    @classmethod
+    def start(cls, connection: Connection) -> "Device":
+        """Takes over a connection and negotiates VERSION."""
+        try:
+            return cls(connection, negotiate(connection))
+        except BaseException:
+            connection.close()
+            raise
+
+    # Information
+
+    def info(self) -> DeviceInfo:
+        """DEVICE_GET_INFO."""
+        request = wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0)
+        reply = self.connection.call(Command.DEVICE_GET_INFO, request)
+        return DeviceInfo(*wire.DEVICE_INFO.unpack_from(reply))
+
+    def region_info(self, index: int) -> RegionInfo:
+        """DEVICE_GET_REGION_INFO, asked again when there is more than the first answer held.
+
+        The caller closes what it returns.
+        """
+        size = wire.REGION_INFO.size
+        while True:
+            request = wire.REGION_INFO.pack(size, 0, index, 0, 0, 0)
+            reply = self.connection.request(Command.DEVICE_GET_REGION_INFO, request)
+            info = wire.RawRegionInfo(*wire.REGION_INFO.unpack_from(reply.payload))
+            if info.argsz <= size:
+                break
+            reply.close()
+            size = info.argsz
+        flags = RegionFlags(info.flags)
+        areas: tuple[tuple[int, int], ...] = ((0, info.size),) if flags & RegionFlags.MMAP else ()
+        first = info.cap_offset if flags & RegionFlags.CAPS else 0
+        for capability in wire.capabilities(reply.payload, first):
+            if capability.id == wire.REGION_CAP_SPARSE_MMAP:
+                areas = wire.sparse_areas(capability.data)
+        descriptor = reply.take("DEVICE_GET_REGION_INFO") if flags & RegionFlags.MMAP else None
+        reply.close()
+        return RegionInfo(index, flags, info.size, info.offset, areas, descriptor)
+
+    def irq_info(self, index: int) -> IRQInfo:
+        """DEVICE_GET_IRQ_INFO."""
+        request = wire.IRQ_INFO.pack(wire.IRQ_INFO.size, 0, index, 0)
+        reply = self.connection.call(Command.DEVICE_GET_IRQ_INFO, request)
+        return IRQInfo(*wire.IRQ_INFO.unpack_from(reply))
+
+    def region(self, index: int) -> "Region":
+        """The region with this index: 0–5 are BARs, 6 the ROM, 7 configuration space."""
+        return Region(self, index)
+
+    @property
+    def config(self) -> "Region":
+        """PCI configuration space."""
+        return Region(self, CONFIG)
+
+    def enable_bus_master(self) -> None:
+        """Lets the device do DMA, which starts disabled."""
+        self.config.write16(
+            COMMAND_REGISTER, self.config.read16(COMMAND_REGISTER) | COMMAND_BUS_MASTER
+        )
+
+    def reset(self) -> None:
+        """DEVICE_RESET. Keeps the COMMAND register, as the kernel does."""
+        self.connection.call(Command.DEVICE_RESET)
+
+    def write_multi(self, writes: Iterable[tuple[int, int, bytes]]) -> int:
+        """REGION_WRITE_MULTI: several (region, offset, up to 8 bytes) in one message; returns how
+        many were done."""
+        entries = [
+            wire.REGION_WRITE_MULTI.pack(offset, region, len(data), data)
+            for region, offset, data in writes
+        ]
+        request = wire.U64.pack(len(entries)) + b"".join(entries)
+        (done,) = wire.U64.unpack_from(self.connection.call(Command.REGION_WRITE_MULTI, request))
+        return int(done)
+
+    # Interrupts
+
+    def set_irqs(
+        self,
+        index: int,
+        flags: int,
+        start: int,
+        count: int,
+        data: bytes = b"",
+        descriptors: Sequence[int | HasFileno] = (),
+    ) -> None:
+        """DEVICE_SET_IRQS with any data and action."""
+        size = wire.IRQ_SET.size + len(data)
+        request = wire.IRQ_SET.pack(size, flags, index, start, count) + data
+        self.connection.call(Command.DEVICE_SET_IRQS, request, descriptors)
+
+    def set_triggers(self, index: int, eventfds: Sequence[int | HasFileno], start: int = 0) -> None:
+        """From now on interrupts `start`, `start` + 1, … signal these eventfds."""
+        flags = IRQSet.DATA_EVENTFD | IRQSet.TRIGGER
+        self.set_irqs(index, flags, start, len(eventfds), descriptors=eventfds)
+
+    def disable_irqs(self, index: int) -> None:
+        """Takes all triggers of this kind of interrupt away."""
+        self.set_irqs(index, IRQSet.DATA_NONE | IRQSet.TRIGGER, 0, 0)
+
+    def trigger_irqs(self, index: int, start: int = 0, count: int = 1) -> None:
+        """Raises interrupts as if the device had."""
+        self.set_irqs(index, IRQSet.DATA_NONE | IRQSet.TRIGGER, start, count)
+
+    def mask_irqs(self, index: int, start: int = 0, count: int = 1) -> None:
+        self.set_irqs(index, IRQSet.DATA_NONE | IRQSet.MASK, start, count)
+
+    def unmask_irqs(self, index: int, start: int = 0, count: int = 1) -> None:
+        """Lets an interrupt come again; INTx masks itself each time it was signalled."""
+        self.set_irqs(index, IRQSet.DATA_NONE | IRQSet.UNMASK, start, count)
+
+    # DMA, on a device's own socket
+
+    def map_dma(
+        self,
+        iova: int,
+        size: int,
+        flags: DMAFlags = DMAFlags.READ | DMAFlags.WRITE,
+        memory: Memory | None = None,
+        offset: int = 0,
+    ) -> DMAMemory:
+        """DMA_MAP of shared memory: `memory` from `offset` on, or new memory of its own. EEXIST over
+        another mapping."""
+        backing = Memory(size) if memory is None else memory
+        try:
+            self._map(iova, size, flags, offset, [backing])
+        except BaseException:
+            if memory is None:
+                backing.close()
+            raise
+
+        def unmap() -> None:
+            if not self.closed:
+                self.unmap_dma(iova, size)
+
+        return DMAMemory(backing, memory is None, offset, iova, size, unmap)
+
+    def map_dma_by_message(
+        self, iova: int, memory: bytearray, flags: DMAFlags = DMAFlags.READ | DMAFlags.WRITE
+    ) -> None:
+        """DMA_MAP without a descriptor: the server sends DMA_READ and DMA_WRITE, which are answered
+        from `memory` whenever the client waits for a reply."""
+        self._map(iova, len(memory), flags, 0, [])
+        self._messages[iova] = memory
+
+    def unmap_dma(self, iova: int, size: int) -> None:
+        """DMA_UNMAP. ENOENT unless address and size are exactly those of a map made on this socket."""
+        request = wire.USER_DMA_UNMAP.pack(wire.USER_DMA_UNMAP.size, 0, iova, size)
+        self.connection.call(Command.DMA_UNMAP, request)
+        self._messages.pop(iova, None)
+
+    def _map(
+        self, iova: int, size: int, flags: DMAFlags, offset: int, memory: Sequence[Memory]
+    ) -> None:
+        request = wire.USER_DMA_MAP.pack(wire.USER_DMA_MAP.size, flags, offset, iova, size)
+        self.connection.call(Command.DMA_MAP, request, memory)
+
+    def _serve(self, message: Message) -> None:
+        """Answers DMA_READ and DMA_WRITE; anything else gets ENOTSUP, an address of nobody's EFAULT."""
+        message.close()
+        if message.header.command not in (Command.DMA_READ, Command.DMA_WRITE):
+            return self.connection.reply(message, error=errno.EOPNOTSUPP)
+        address, count = wire.DMA_ACCESS.unpack_from(message.payload)
+        for iova, memory in self._messages.items():
+            start = address - iova
+            if 0 <= start and start + count <= len(memory):
+                break
+        else:
+            return self.connection.reply(message, error=errno.EFAULT)
+        answer = wire.DMA_ACCESS.pack(address, count)
+        if message.header.command == Command.DMA_READ:
+            answer += memory[start : start + count]
+        else:
+            memory[start : start + count] = message.payload[wire.DMA_ACCESS.size :]
+        self.connection.reply(message, answer)
+
+    # Ownership
+
+    def fileno(self) -> int:
+        return self.connection.fileno()
+
+    @property
+    def closed(self) -> bool:
+        return self.connection.closed
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def __enter__(self) -> "Device":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Region:
+    """One region of a device, reached by messages; `map` gives the parts that may be mapped."""
+
+    def __init__(self, device: Device, index: int) -> None:
+        self.device = device
+        self.index = index
+
+    def read(self, offset: int, count: int) -> bytes:
+        """REGION_READ; longer reads go in several messages."""
+        limit = self.device.max_data_xfer_size
+        starts = range(0, count, limit) if count else (0,)
+        return b"".join(self.submit_read(offset + at, min(limit, count - at)).result() for at in starts)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """REGION_WRITE; longer writes go in several messages."""
+        limit = self.device.max_data_xfer_size
+        for at in range(0, len(data), limit) if data else (0,):
+            self.submit_write(offset + at, data[at : at + limit]).result()
+
+    def submit_read(self, offset: int, count: int) -> Pending[bytes]:
+        """Sends a read and returns at once."""
+        request = wire.REGION_ACCESS.pack(offset, self.index, count)
+
+        def decode(reply: Message) -> bytes:
+            reply.close()
+            return reply.payload[wire.REGION_ACCESS.size :]
+
+        return self.device.connection.submit(Command.REGION_READ, request, (), decode)
+
+    def submit_write(self, offset: int, data: bytes) -> Pending[int]:
+        """Sends a write and returns at once; its result is the number of bytes written."""
+        request = wire.REGION_ACCESS.pack(offset, self.index, len(data)) + data
+
+        def decode(reply: Message) -> int:
+            reply.close()
+            return wire.RegionAccess(*wire.REGION_ACCESS.unpack_from(reply.payload)).count
+
+        return self.device.connection.submit(Command.REGION_WRITE, request, (), decode)
+
+    def post_write(self, offset: int, data: bytes) -> None:
+        """A posted write: no reply, not even an error. What is asked afterwards finds it done."""
+        request = wire.REGION_ACCESS.pack(offset, self.index, len(data)) + data
+        self.device.connection.post(Command.REGION_WRITE, request)
+
+    def read8(self, offset: int) -> int:
+        return self.read(offset, 1)[0]
+
+    def read16(self, offset: int) -> int:
+        return int.from_bytes(self.read(offset, 2), "little")
+
+    def read32(self, offset: int) -> int:
+        return int.from_bytes(self.read(offset, 4), "little")
+
+    def read64(self, offset: int) -> int:
+        return int.from_bytes(self.read(offset, 8), "little")
+
+    def write8(self, offset: int, value: int) -> None:
+        self.write(offset, struct.pack("<B", value))
+
+    def write16(self, offset: int, value: int) -> None:
+        self.write(offset, struct.pack("<H", value))
+
+    def write32(self, offset: int, value: int) -> None:
+        self.write(offset, struct.pack("<I", value))
+
+    def write64(self, offset: int, value: int) -> None:
+        self.write(offset, struct.pack("<Q", value))
+
+    def map(self) -> "list[MappedArea]":
+        """Maps all that may be mapped; the caller closes each area. EINVAL where there is nothing."""
+        info = self.device.region_info(self.index)
+        try:
+            if info.descriptor is None:
+                raise VFIOError(errno.EINVAL, f"map region {self.index}")
+            areas: list[MappedArea] = []
+            try:
+                for offset, size in info.areas:
+                    areas.append(MappedArea(info, offset, size))
+            except BaseException:
+                for area in areas:
+                    area.close()
+                raise
+            return areas
+        finally:
+            info.close()
+
+
+class MappedArea:
+    """A part of a region in this process's memory; slices count from the region's beginning."""
+
+    def __init__(self, info: RegionInfo, offset: int, size: int) -> None:
+        assert info.descriptor is not None
+        protection = mmap.PROT_READ
+        if info.flags & RegionFlags.WRITE:
+            protection |= mmap.PROT_WRITE
+        number = info.descriptor.fileno()
+        self.view = mmap.mmap(number, size, mmap.MAP_SHARED, protection, offset=info.offset + offset)
+        self.offset = offset
+        self.size = size
+
+    def _place(self, place: slice) -> slice:
+        start = self.offset if place.start is None else place.start
+        stop = self.offset + self.size if place.stop is None else place.stop
+        if not self.offset <= start <= stop <= self.offset + self.size:
+            raise IndexError(f"{start:#x}..<{stop:#x} is outside the mapped area")
+        return slice(start - self.offset, stop - self.offset)
+
+    def __getitem__(self, place: slice) -> bytes:
+        return self.view[self._place(place)]
+
+    def __setitem__(self, place: slice, data: bytes) -> None:
+        self.view[self._place(place)] = data
+
+    def close(self) -> None:
+        self.view.close()
+
+    def __enter__(self) -> "MappedArea":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
