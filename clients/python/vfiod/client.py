@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from . import wire
-from .connection import Connection, Descriptor, HasFileno, Message, negotiate
+from .connection import Connection, Descriptor, HasFileno, Message, negotiate, unpack
 from .device import Device
 from .memory import DMAMemory, Memory
 from .wire import DMAFlags, GroupStatus, IOMMUInfo, Operation, S64, U32, U64
@@ -71,7 +71,7 @@ class IOCTLHandle(Handle):
     ) -> IOCTLResult:
         """Any ioctl by its number; `payload` is the structure that its pointer would point to."""
         reply = self.connection.call(number, payload, descriptors)
-        (value,) = S64.unpack_from(reply)
+        (value,) = unpack(S64, reply)
         return IOCTLResult(value, reply[S64.size :])
 
 
@@ -94,7 +94,7 @@ class Root(Handle):
         size = 4096
         while True:
             reply = self.connection.call(Operation.GET_TOPOLOGY, U32.pack(size) + U32.pack(0))
-            (needed,) = U32.unpack_from(reply)
+            (needed,) = unpack(U32, reply)
             if needed <= size:
                 return json.loads(reply[2 * U32.size :].rstrip(b"\0"))
             size = needed
@@ -102,8 +102,13 @@ class Root(Handle):
     def external_user(self, group: "int | HasFileno") -> "ExternalUser":
         """Holds a group, as KVM does: EINVAL unless it has a container with an IOMMU and is viable."""
         reply = self.connection.request(Operation.GET_EXTERNAL_USER, descriptors=[group])
-        (id,) = U32.unpack_from(reply.payload)
-        return ExternalUser(self._adopt(reply), id)
+        connection = self._adopt(reply)
+        try:
+            (id,) = unpack(U32, reply.payload)
+        except BaseException:
+            connection.close()
+            raise
+        return ExternalUser(connection, id)
 
     def _adopt(self, reply: Message) -> Connection:
         operation = wire.name(reply.header.command)
@@ -145,7 +150,7 @@ class Container(IOCTLHandle):
         while True:
             request = wire.IOMMU_INFO.pack(size, 0, 0, 0)
             structure = self.ioctl(Operation.IOMMU_GET_INFO, request).structure
-            (needed,) = U32.unpack_from(structure)
+            (needed,) = unpack(U32, structure)
             if needed <= size:
                 return wire.iommu_info(structure)
             size = needed
@@ -201,7 +206,7 @@ class Container(IOCTLHandle):
         """
         request = wire.UNMAP_DMA.pack(wire.UNMAP_DMA.size, flags, iova, size)
         structure = self.ioctl(Operation.IOMMU_UNMAP_DMA, request).structure
-        return wire.UnmapDMA(*wire.UNMAP_DMA.unpack_from(structure)).size
+        return wire.UnmapDMA(*unpack(wire.UNMAP_DMA, structure)).size
 
     def read(self, offset: int, count: int) -> bytes:
         """`pread` of the container, for IOMMU drivers that have it; EINVAL for the others."""
@@ -213,7 +218,7 @@ class Container(IOCTLHandle):
         """`pwrite` of the container; returns the number of bytes written."""
         request = wire.REGION_ACCESS.pack(offset, 0, len(data)) + data
         reply = self.connection.call(Operation.CONTAINER_WRITE, request)
-        return wire.RegionAccess(*wire.REGION_ACCESS.unpack_from(reply)).count
+        return wire.RegionAccess(*unpack(wire.REGION_ACCESS, reply)).count
 
     def mmap(self, offset: int, size: int) -> Descriptor:
         """`mmap` of the container: a descriptor to map."""
@@ -231,7 +236,7 @@ class Group(IOCTLHandle):
         """VFIO_GROUP_GET_STATUS."""
         request = wire.GROUP_STATUS.pack(wire.GROUP_STATUS.size, 0)
         structure = self.ioctl(Operation.GROUP_GET_STATUS, request).structure
-        _, flags = wire.GROUP_STATUS.unpack_from(structure)
+        _, flags = unpack(wire.GROUP_STATUS, structure)
         return GroupStatus(flags)
 
     def set_container(self, container: "int | HasFileno") -> None:
@@ -260,5 +265,5 @@ class ExternalUser(Handle):
     def check_extension(self, number: int) -> int:
         """VFIO_CHECK_EXTENSION of the group's container."""
         reply = self.connection.call(Operation.TOKEN_CHECK_EXTENSION, U64.pack(number))
-        (value,) = S64.unpack_from(reply)
+        (value,) = unpack(S64, reply)
         return int(value)

@@ -14,7 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from . import wire
 from .errors import Disconnected, VFIOError
@@ -109,11 +109,14 @@ class Pending(Generic[T]):
         if header.flags & wire.FLAG_ERROR:
             self.reply.close()
             raise VFIOError(header.error, wire.name(self.command))
-        try:
-            return self._decode(self.reply)
-        except struct.error:
-            self.reply.close()
-            raise Disconnected(f"{wire.name(self.command)}: reply is too short") from None
+        return self._decode(self.reply)
+
+
+def unpack(layout: struct.Struct, payload: bytes) -> tuple[Any, ...]:
+    """The structure that a reply begins with."""
+    if len(payload) < layout.size:
+        raise Disconnected(f"reply of {len(payload)} bytes instead of {layout.size}")
+    return layout.unpack_from(payload)
 
 
 def _payload(reply: Message) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from . import wire
-from .connection import Connection, Descriptor, HasFileno, Message, Pending, negotiate
+from .connection import Connection, Descriptor, HasFileno, Message, Pending, negotiate, unpack
 from .errors import VFIOError
 from .memory import DMAMemory, Memory
 from .wire import Command, DeviceInfo, DMAFlags, IRQInfo, IRQSet, RegionFlags
@@ -74,7 +74,7 @@ class Device:
         """DEVICE_GET_INFO."""
         request = wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0)
         reply = self.connection.call(Command.DEVICE_GET_INFO, request)
-        return DeviceInfo(*wire.DEVICE_INFO.unpack_from(reply))
+        return DeviceInfo(*unpack(wire.DEVICE_INFO, reply))
 
     def region_info(self, index: int) -> RegionInfo:
         """DEVICE_GET_REGION_INFO, asked again when there is more than the first answer held.
@@ -85,7 +85,7 @@ class Device:
         while True:
             request = wire.REGION_INFO.pack(size, 0, index, 0, 0, 0)
             reply = self.connection.request(Command.DEVICE_GET_REGION_INFO, request)
-            info = wire.RawRegionInfo(*wire.REGION_INFO.unpack_from(reply.payload))
+            info = wire.RawRegionInfo(*unpack(wire.REGION_INFO, reply.payload))
             if info.argsz <= size:
                 break
             reply.close()
@@ -104,7 +104,7 @@ class Device:
         """DEVICE_GET_IRQ_INFO."""
         request = wire.IRQ_INFO.pack(wire.IRQ_INFO.size, 0, index, 0)
         reply = self.connection.call(Command.DEVICE_GET_IRQ_INFO, request)
-        return IRQInfo(*wire.IRQ_INFO.unpack_from(reply))
+        return IRQInfo(*unpack(wire.IRQ_INFO, reply))
 
     def region(self, index: int) -> "Region":
         """The region with this index: 0–5 are BARs, 6 the ROM, 7 configuration space."""
@@ -133,7 +133,7 @@ class Device:
             for region, offset, data in writes
         ]
         request = wire.U64.pack(len(entries)) + b"".join(entries)
-        (done,) = wire.U64.unpack_from(self.connection.call(Command.REGION_WRITE_MULTI, request))
+        (done,) = unpack(wire.U64, self.connection.call(Command.REGION_WRITE_MULTI, request))
         return int(done)
 
     # Interrupts
@@ -223,7 +223,7 @@ class Device:
         message.close()
         if message.header.command not in (Command.DMA_READ, Command.DMA_WRITE):
             return self.connection.reply(message, error=errno.EOPNOTSUPP)
-        address, count = wire.DMA_ACCESS.unpack_from(message.payload)
+        address, count = unpack(wire.DMA_ACCESS, message.payload)
         for iova, memory in self._messages.items():
             start = address - iova
             if 0 <= start and start + count <= len(memory):
@@ -293,7 +293,7 @@ class Region:
 
         def decode(reply: Message) -> int:
             reply.close()
-            return wire.RegionAccess(*wire.REGION_ACCESS.unpack_from(reply.payload)).count
+            return wire.RegionAccess(*unpack(wire.REGION_ACCESS, reply.payload)).count
 
         return self.device.connection.submit(Command.REGION_WRITE, request, (), decode)
 

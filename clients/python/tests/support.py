@@ -1,0 +1,356 @@
+"""What the tests share: a running server, the way to a device, and raw messages."""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import vfiod
+from vfiod import wire
+
+TIMEOUT = 20.0
+"""Seconds after which a wait has failed; far more than anything here takes."""
+
+EDU = "0000:06:0d.0"
+STUB = "0000:06:0d.1"
+SCRATCH = "0000:07:00.0"
+SECOND_EDU = "0000:08:00.0"
+FOREIGN = "0000:08:00.1"
+GROUP_OF = {EDU: 26, SCRATCH: 27, SECOND_EDU: 28}
+
+PAGE = 0x1000
+IOVA = 0x10_0000
+
+
+def binary() -> Path:
+    """The server: `VFIOD`, or the repository's debug build."""
+    default = Path(__file__).resolve().parents[3] / ".build" / "debug" / "vfiod"
+    path = Path(os.environ.get("VFIOD", default))
+    if not path.exists():
+        pytest.fail(f"{path} does not exist: run `swift build`, or set VFIOD", pytrace=False)
+    return path
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Waits until `condition` holds; fails after `TIMEOUT`."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.002)
+
+
+class Server:
+    """A server process on a directory of its own."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self.directory = directory
+        self.root_socket = directory / "vfio.sock"
+        self._log = open(directory.with_suffix(".log"), "w+b")
+        command = [os.fspath(binary()), "--directory", os.fspath(directory), *arguments]
+        self.process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
+        self.level = 0
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def output(self) -> str:
+        return self._log_path().read_text(errors="replace")
+
+    def _log_path(self) -> Path:
+        return self.directory.with_suffix(".log")
+
+    def wait_until_ready(self) -> None:
+        def accepts() -> bool:
+            assert self.process.poll() is None, f"the server ended: {self.output()}"
+            with socket.socket(socket.AF_UNIX) as probe:
+                try:
+                    probe.connect(os.fspath(self.root_socket))
+                except (FileNotFoundError, ConnectionRefusedError):
+                    return False
+                return True
+
+        until(accepts, "the server's root socket")
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Signals the server; it must end with status 0 and leave no sockets behind."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            status = self.process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail("the server didn't stop")
+        finally:
+            self._log.close()
+        assert status == 0, f"the server ended with status {status}: {self.output()}"
+        left = [path.name for path in self.directory.rglob("*.sock")]
+        assert left == [], "the server left sockets behind"
+
+    def kill(self) -> None:
+        """Ends the server without giving it a chance to clean up."""
+        self.process.kill()
+        self.process.wait()
+        self._log.close()
+
+    # Clients
+
+    def connect(self) -> vfiod.Root:
+        return vfiod.connect(self.directory, TIMEOUT)
+
+    def device_socket(self, name: str) -> Path:
+        return self.directory / "devices" / f"{name}.sock"
+
+    def device(self, name: str) -> vfiod.Device:
+        """A client of the device's own socket."""
+        return vfiod.Device.connect(self.device_socket(name), TIMEOUT)
+
+    def raw(self, name: str | None = None) -> vfiod.Connection:
+        """A connection that has not sent VERSION: to the root, or to a device's socket."""
+        path = self.root_socket if name is None else self.device_socket(name)
+        return vfiod.Connection.open(path, TIMEOUT)
+
+    # Descriptors and memory of the server's process
+
+    def descriptors(self) -> int:
+        """Open descriptors while one root connection is there, after pending hang-ups took effect."""
+        with self.connect() as root:
+            root.topology()
+            return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def resident(self) -> int:
+        """Resident memory in bytes."""
+        pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGESIZE")
+
+    def mark(self) -> None:
+        """Takes the present number of descriptors as the level to return to."""
+        self.level = self.descriptors()
+
+    def check_level(self) -> None:
+        count = self.level
+        deadline = time.monotonic() + 5
+        while (count := self.descriptors()) > self.level and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert count <= self.level, f"the server holds {count} descriptors instead of {self.level}"
+
+    def check_alive(self) -> None:
+        """The server still serves others."""
+        assert self.process.poll() is None, f"the server ended: {self.output()}"
+        with self.connect() as root, root.open_container() as container:
+            assert container.api_version() == 0
+
+
+def warm_up(server: Server) -> None:
+    """Goes every way once, so that what the server keeps for good is there before counting."""
+    with server.connect() as root, attach(root, EDU), attach(root, SCRATCH) as (_, group):
+        with group.open_device(SCRATCH):
+            pass
+    for name in (EDU, SCRATCH):
+        with server.device(name):
+            pass
+
+
+@contextlib.contextmanager
+def attach(
+    root: vfiod.Root, name: str, iommu: int = vfiod.IOMMUType.TYPE1v2
+) -> Iterator[tuple[vfiod.Container, vfiod.Group]]:
+    """A container with the device's group in it and its IOMMU set."""
+    with root.open_container() as container, root.open_group(GROUP_OF[name]) as group:
+        group.set_container(container)
+        container.set_iommu(iommu)
+        yield container, group
+
+
+@contextlib.contextmanager
+def refused(number: int) -> Iterator[None]:
+    """The operation must fail with this errno."""
+    with pytest.raises(vfiod.VFIOError) as caught:
+        yield
+    assert caught.value.errno == number, f"{caught.value} instead of {os.strerror(number)}"
+
+
+def bus_master(device: vfiod.Device, on: bool = True) -> None:
+    command = device.config.read16(4)
+    device.config.write16(4, command | 4 if on else command & ~4)
+
+
+def unbind_foreign(root: vfiod.Root) -> None:
+    """Makes group 28 viable: takes the foreign driver off its second function."""
+    administer(root, wire.Operation.UNBIND_DRIVER, name=FOREIGN, driver="e1000")
+
+
+def administer(root: vfiod.Root, operation: int, **arguments: Any) -> None:
+    root.connection.call(operation, json.dumps(arguments).encode() + b"\0")
+
+
+# Raw messages ------------------------------------------------------------------------------------
+
+
+def message(
+    command: int, payload: bytes = b"", id: int = 1, flags: int = 0, size: int | None = None
+) -> bytes:
+    """A message as bytes; `size` may lie."""
+    length = 16 + len(payload) if size is None else size
+    return wire.HEADER.pack(id, command, length, flags, 0) + payload
+
+
+def version_message(capabilities: Any = None, major: int = 0, minor: int = 0, id: int = 1) -> bytes:
+    data = b"" if capabilities is None else json.dumps({"capabilities": capabilities}).encode() + b"\0"
+    return message(wire.Command.VERSION, wire.VERSION.pack(major, minor) + data, id)
+
+
+def exchange(connection: vfiod.Connection, data: bytes) -> wire.Header:
+    """Sends bytes and returns the header of what comes back."""
+    connection.send_raw(data)
+    reply = connection.receive()
+    reply.close()
+    return reply.header
+
+
+def expect_error(header: wire.Header, number: int) -> None:
+    """An error reply is a header alone, with a positive errno."""
+    assert header.flags & wire.TYPE_MASK == wire.TYPE_REPLY
+    assert header.flags & wire.FLAG_ERROR, "succeeded"
+    assert header.error == number, os.strerror(header.error)
+    assert header.size == wire.HEADER.size
+
+
+def expect_success(header: wire.Header, id: int) -> None:
+    assert not header.flags & wire.FLAG_ERROR, os.strerror(header.error)
+    assert header.id == id
+    assert header.flags & wire.TYPE_MASK == wire.TYPE_REPLY
+
+
+def expect_closed(connection: vfiod.Connection) -> None:
+    """Nothing more comes but the stream's end."""
+    with pytest.raises(vfiod.Disconnected):
+        connection.receive()
+
+
+def read_request(region: int, offset: int, count: int, id: int = 1) -> bytes:
+    return message(wire.Command.REGION_READ, wire.REGION_ACCESS.pack(offset, region, count), id)
+
+
+# Processes ---------------------------------------------------------------------------------------
+
+
+class Holder:
+    """A child process that holds the descriptors it is given, until it is killed."""
+
+    def __init__(self) -> None:
+        self._control, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            number = theirs.fileno()
+            os.closerange(3, number)
+            os.closerange(number + 1, 65536)
+            while True:
+                data, held, _, _ = socket.recv_fds(theirs, 1, 16)
+                if not data:
+                    os._exit(0)
+                theirs.send(b"k")
+                del held
+        theirs.close()
+
+    def give(self, handle: vfiod.connection.HasFileno) -> None:
+        """Hands a copy over, and closes ours."""
+        socket.send_fds(self._control, [b"f"], [handle.fileno()])
+        assert self._control.recv(1) == b"k"
+        handle.close()  # type: ignore[attr-defined]
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self._control.close()
+
+
+class ChildResult(NamedTuple):
+    status: int
+    value: Any
+
+
+def in_child(work: Callable[[], Any]) -> ChildResult:
+    """Runs `work` in a forked process; returns its exit status and what it returned, as JSON."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.write(writing, json.dumps(work()).encode())
+            status = 0
+        except BaseException as error:
+            os.write(writing, json.dumps(repr(error)).encode())
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        data = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    return ChildResult(os.waitstatus_to_exitcode(status), json.loads(data) if data else None)
+
+
+def allow_server_to_read_us() -> None:
+    """Where Yama restricts ptrace, a client must allow the server to reach its memory."""
+    pr_set_ptracer, anyone = 0x59616D61, ctypes.c_ulong(-1)
+    ctypes.CDLL(None).prctl(pr_set_ptracer, anyone, 0, 0, 0)
+
+
+# edu ---------------------------------------------------------------------------------------------
+
+
+class EduRegister:
+    IDENTIFICATION = 0x00
+    LIVENESS = 0x04
+    FACTORIAL = 0x08
+    STATUS = 0x20
+    INTERRUPT_STATUS = 0x24
+    INTERRUPT_RAISE = 0x60
+    INTERRUPT_ACKNOWLEDGE = 0x64
+    DMA_SOURCE = 0x80
+    DMA_DESTINATION = 0x88
+    DMA_COUNT = 0x90
+    DMA_COMMAND = 0x98
+
+
+EDU_BUFFER = 0x40000
+EDU_COMPUTING = 0x01
+EDU_FACTORIAL_INTERRUPTS = 0x80
+EDU_DMA_RUNNING = 0x01
+EDU_TO_MEMORY = 0x02
+EDU_DMA_INTERRUPTS = 0x04
+EDU_DMA_CAUSE = 0x100
+EDU_FACTORIAL_CAUSE = 0x01
+
+
+def edu_start(device: vfiod.Device, source: int, destination: int, count: int, command: int) -> None:
+    bar = device.region(0)
+    bar.write64(EduRegister.DMA_SOURCE, source)
+    bar.write64(EduRegister.DMA_DESTINATION, destination)
+    bar.write64(EduRegister.DMA_COUNT, count)
+    bar.write64(EduRegister.DMA_COMMAND, command | EDU_DMA_RUNNING)
+
+
+def edu_wait(device: vfiod.Device) -> None:
+    bar = device.region(0)
+    until(lambda: not bar.read32(EduRegister.DMA_COMMAND) & EDU_DMA_RUNNING, "edu's copy to end")
+
+
+def edu_load(device: vfiod.Device, iova: int, count: int, at: int = 0) -> None:
+    """Copies client memory to edu's buffer."""
+    edu_start(device, iova, EDU_BUFFER + at, count, 0)
+    edu_wait(device)
+
+
+def edu_store(device: vfiod.Device, iova: int, count: int, at: int = 0) -> None:
+    """Copies edu's buffer to client memory."""
+    edu_start(device, EDU_BUFFER + at, iova, count, EDU_TO_MEMORY)
+    edu_wait(device)
