@@ -1,5 +1,6 @@
 import Locks
-import Synchronization
+
+import struct Synchronization.Atomic
 
 /// The devices that an IOMMU cannot tell apart; the kernel's `struct iommu_group`.
 public final class IOMMUGroup: Sendable {

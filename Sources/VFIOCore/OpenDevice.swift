@@ -1,5 +1,6 @@
-import Synchronization
 import SystemPackage
+
+import struct Synchronization.Atomic
 
 /// A descriptor of a device, which ends with `release`, or with the last Swift reference: whoever
 /// fails after opening a device has to do nothing to close it.
