@@ -36,6 +36,8 @@ struct IOVAMap {
     var slot: Int
   }
 
+  var chunkCount: Int { chunks.count }
+
   /// All mappings, in the order of their addresses.
   var all: FlattenSequence<[[Mapping]]> { chunks.joined() }
 
