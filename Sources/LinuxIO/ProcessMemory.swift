@@ -2,14 +2,17 @@ import CLinux
 import Glibc
 import SystemPackage
 
+/// The number of a process.
+public typealias ProcessID = pid_t
+
 /// Another process's memory, copied with `process_vm_readv` and `process_vm_writev`.
 public final class ProcessMemory: Sendable {
-  private let process: pid_t
+  private let process: ProcessID
   /// Tells whether `process` is still the one it was.
   private let identity: Descriptor
 
   /// Throws `ESRCH` when there is no such process.
-  public init(_ process: pid_t) throws(Errno) {
+  public init(_ process: ProcessID) throws(Errno) {
     self.process = process
     identity = Descriptor(owning: try call { clinux_pidfd(process) })
   }

@@ -131,7 +131,7 @@ extension Descriptor {
 
 /// A process and its user, as the kernel vouches for them.
 public struct Credentials: Sendable, Equatable {
-  public var process: pid_t
+  public var process: ProcessID
   public var user: uid_t
   public var group: gid_t
 }

@@ -50,12 +50,12 @@ final class Processes: Sendable {
   private struct Weak: Sendable { weak var memory: ProcessMemory? }
 
   /// Guards the look-up. A leaf.
-  private let known = Mutex<[pid_t: Weak]>([:])
+  private let known = Mutex<[ProcessID: Weak]>([:])
 
   /// The memory of a process, whose bytes at `address ..< address + size` must be there; `EFAULT`
   /// otherwise, and where this server may not read that process.
   func memory(
-    of process: pid_t, at address: UInt64, size: UInt64
+    of process: ProcessID, at address: UInt64, size: UInt64
   ) throws(Errno) -> ProcessMemory {
     let memory = try known.withLock { known throws(Errno) in
       if let memory = known[process]?.memory, memory.isAlive { return memory }

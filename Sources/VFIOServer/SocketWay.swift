@@ -9,7 +9,7 @@ struct SocketWay: Sendable {
   let group: UInt32
   let device: String
   /// The process that connected.
-  let process: pid_t
+  let process: ProcessID
   let messages = MessageMemory()
 
   func open(_ service: Service) throws(Errno) -> OpenDevice {
@@ -27,7 +27,7 @@ final class SocketGroups: Sendable {
   private let holders = Mutex<[UInt32: Holder]>([:])
 
   private struct Holder {
-    var process: pid_t
+    var process: ProcessID
     var group: OpenGroup
     var devices: Set<String>
   }

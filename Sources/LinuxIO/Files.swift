@@ -1,0 +1,113 @@
+import CLinux
+import Glibc
+import SystemPackage
+
+/// Makes a directory and those above it, unless it is there, and returns its absolute path.
+///
+/// It is open to all when root makes it, and to its user alone otherwise.
+public func makeDirectory(_ path: String) throws(Errno) -> String {
+  var made = path.hasPrefix("/") ? "/" : ""
+  for name in path.split(separator: "/") {
+    made += made.isEmpty || made == "/" ? name : "/" + name
+    do throws(Errno) {
+      // Sound: the path outlives the call.
+      try call { unsafe mkdir(made, geteuid() == 0 ? 0o755 : 0o700) }
+    } catch {
+      guard error == .fileExists else { throw error }
+    }
+  }
+  // Sound: realpath allocates the string that is freed here.
+  guard let absolute = unsafe realpath(path, nil) else { throw Errno(rawValue: errno) }
+  defer { unsafe free(absolute) }
+  return unsafe String(cString: absolute)
+}
+
+/// Locks a directory for this process; `EWOULDBLOCK` when another one has.
+public func lockDirectory(_ path: String) throws(Errno) -> Descriptor {
+  // Sound: the path outlives the call.
+  let directory = Descriptor(
+    owning: try call { unsafe open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC) })
+  try call { flock(directory.rawValue, LOCK_EX | LOCK_NB) }
+  return directory
+}
+
+/// Whether there is a socket at `path`: false when there is nothing, `EEXIST` for anything else.
+public func isSocket(_ path: String) throws(Errno) -> Bool {
+  var info = stat()
+  do throws(Errno) {
+    // Sound: the path outlives the call, which fills the structure.
+    try call { unsafe lstat(path, &info) }
+  } catch {
+    guard error == .noSuchFileOrDirectory else { throw error }
+    return false
+  }
+  guard info.st_mode & S_IFMT == S_IFSOCK else { throw .fileExists }
+  return true
+}
+
+public func removeFile(_ path: String) throws(Errno) {
+  // Sound: the path outlives the call.
+  try call { unsafe unlink(path) }
+}
+
+/// Removes the sockets of a directory, and leaves everything else alone.
+public func removeSockets(in directory: String) throws(Errno) {
+  // Sound: the stream is closed below, and an entry is read before the next is asked for.
+  guard let stream = unsafe opendir(directory) else { throw Errno(rawValue: errno) }
+  defer { unsafe closedir(stream) }
+  while let entry = unsafe readdir(stream) {
+    let name = unsafe withUnsafeBytes(of: &entry.pointee.d_name) { bytes in
+      unsafe String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+    }
+    let path = "\(directory)/\(name)"
+    if (try? isSocket(path)) == true { try removeFile(path) }
+  }
+}
+
+/// Reads a whole file of at most `limit` bytes; `EFBIG` beyond that.
+public func readFile(_ path: String, limit: Int) throws(Errno) -> [UInt8] {
+  // Sound: the path outlives the call.
+  let file = Descriptor(owning: try call { unsafe open(path, O_RDONLY | O_CLOEXEC) })
+  var bytes: [UInt8] = []
+  var piece = [UInt8](repeating: 0, count: 4096)
+  while true {
+    // Sound: the kernel writes at most the array's size.
+    let count = try call { unsafe read(file.rawValue, &piece, piece.count) }
+    if count == 0 { return bytes }
+    bytes += piece.prefix(count)
+    guard bytes.count <= limit else { throw .fileTooLarge }
+  }
+}
+
+/// The uid of a user; nil when there is none of that name.
+public func userID(named name: String) -> UInt32? {
+  // Sound: the entry is read before any other call could reuse it; only used at start.
+  unsafe getpwnam(name)?.pointee.pw_uid
+}
+
+public func effectiveUser() -> UInt32 { geteuid() }
+
+extension Descriptor {
+  /// `/dev/null`, as a descriptor to give up when there are no more.
+  public static func null() throws(Errno) -> Descriptor {
+    Descriptor(owning: try call { unsafe open("/dev/null", O_RDONLY | O_CLOEXEC) })
+  }
+}
+
+/// A variable of the environment.
+public func environment(_ name: String) -> String? {
+  // Sound: the string is copied before anything could change the environment; only used at start.
+  unsafe getenv(name).map { unsafe String(cString: $0) }
+}
+
+/// Writes a line to standard error.
+public func complain(_ sentence: String) {
+  let line = Array("\(sentence)\n".utf8)
+  // Sound: the array outlives the call, which only reads it.
+  _ = unsafe write(STDERR_FILENO, line, line.count)
+}
+
+/// Leaves a signal to those who wait for it.
+public func ignoreSignal(_ number: CInt) {
+  _ = signal(number, SIG_IGN)
+}

@@ -1,0 +1,142 @@
+import Dispatch
+import JSON
+import LinuxIO
+import Locks
+import Logging
+import SystemPackage
+import VFIOCore
+import VFIODevices
+import VFIOIOMMU
+import VFIOWire
+
+/// The server: containers, groups and devices of a configuration, on the sockets of a directory.
+public final class Server: Sendable {
+  private let service: Service
+  private let loop: ControlLoop
+  private let directory: DirectoryLock
+  private let listeners: [Listener]
+
+  /// The IOMMU drivers that a configuration may load, by name.
+  private static let iommuDrivers: [String: @Sendable () -> any IOMMUDriver] = [
+    "type1": { Type1Driver() }
+  ]
+
+  /// The names that a configuration may use.
+  public static var names: Configuration.Names {
+    Configuration.Names(
+      models: DeviceModels.names, iommuDrivers: iommuDrivers.keys.sorted(), userID: userID(named:))
+  }
+
+  /// Starts serving: makes `directory`, its sockets, and the configuration's devices.
+  ///
+  /// Throws `ServerError`, `ConfigurationError` or `Errno`, whose descriptions are sentences for
+  /// whoever started it. `file` names the configuration in them.
+  public init(
+    directory path: String, configuration: Configuration, file: String = "built-in topology",
+    logger: Logger
+  ) throws {
+    raiseDescriptorLimit()
+    let directory = try DirectoryLock(path)
+    let user = effectiveUser()
+    let topology = try Topology(
+      configuration, file: file, directory: directory.path, user: user)
+
+    let registry = Registry { report in
+      switch report.level {
+      case .debug: logger.debug("\(report.sentence)")
+      case .warning: logger.warning("\(report.sentence)")
+      }
+    }
+    for name in configuration.iommuDrivers {
+      if let make = Self.iommuDrivers[name] { try registry.register(make()) }
+    }
+    try topology.plug(into: registry)
+
+    let loop = try ControlLoop()
+    let service = Service(
+      registry: registry, topology: topology, limits: configuration.limits, loop: loop,
+      logger: logger)
+    let queue = DispatchQueue(label: "vfiod.listeners")
+    var listeners: [Listener] = []
+    do {
+      for group in topology.groups {
+        for device in group.devices where device.operations != nil {
+          let id = group.iommuGroup.id
+          let name = device.bus.name
+          listeners.append(
+            try Listener(
+              at: device.socket, mode: group.access.mode, owner: group.access.owner, on: queue
+            ) { socket in
+              service.connected(socket, to: name) { peer, number in
+                DeviceSession(
+                  service, SocketWay(group: id, device: name, process: peer.process),
+                  number: number)
+              }
+            })
+        }
+      }
+      // Last, since clients that wait for the root socket expect the others.
+      listeners.append(
+        try Listener(at: "\(directory.path)/vfio.sock", mode: 0o666, owner: nil, on: queue) {
+          socket in
+          service.connected(socket, to: "root") { peer, _ in RootSession(service, peer: peer) }
+        })
+    } catch {
+      for listener in listeners { listener.close() }
+      throw error
+    }
+    self.directory = directory
+    self.loop = loop
+    self.service = service
+    self.listeners = listeners
+    loop.start()
+    logger.info("serving", metadata: ["directory": "\(directory.path)"])
+  }
+
+  /// Removes the sockets, closes every connection, and takes the devices off the bus. Returns when
+  /// nothing is left.
+  public func stop() {
+    for listener in listeners { listener.close() }
+    loop.stop()
+    service.logger.info("stopped", metadata: ["directory": "\(directory.path)"])
+  }
+}
+
+extension Service {
+  /// Serves a new client, or turns it away when there are too many.
+  func connected(
+    _ socket: Socket, to name: String, _ session: (Credentials, UInt64) -> any Session
+  ) {
+    guard loop.count < limits.connections else {
+      logger.warning("connection refused: \(limits.connections) are open, which is the limit")
+      return
+    }
+    do throws(Errno) {
+      let peer = try socket.peer()
+      let number = nextNumber()
+      let logger = logger
+      try loop.add(
+        connection(socket, session(peer, number), number: number) {
+          logger.debug("disconnected", metadata: ["connection": "\(number)"])
+        })
+      logger.debug(
+        "connected",
+        metadata: [
+          "connection": "\(number)", "to": "\(name)", "process": "\(peer.process)",
+          "user": "\(peer.user)",
+        ])
+    } catch {
+      logger.warning("connection lost: \(error)")
+    }
+  }
+}
+
+extension Configuration.Limits {
+  /// vfio-user's largest message: a region access of the largest size.
+  var messageSize: Int { Header.size + RegionAccess.size + maxDataTransferSize }
+
+  /// What a container's IOMMU may hold.
+  var iommu: IOMMULimits {
+    IOMMULimits(apertures: IOMMULimits.pc.apertures, mappings: mappings)
+  }
+}
