@@ -28,13 +28,15 @@ let package = Package(
     .target(
       name: "VFIOIOMMU", dependencies: ["VFIOCore", "Locks", system], swiftSettings: settings),
     .target(name: "VFIOWire", swiftSettings: settings),
+    .target(
+      name: "VFIOStream", dependencies: ["VFIOWire", "LinuxIO"], swiftSettings: settings),
     .target(name: "VFIOPCI", dependencies: ["VFIOCore", "Locks", system], swiftSettings: settings),
     .target(name: "VFIODevices", dependencies: ["VFIOPCI"], swiftSettings: settings),
     .target(
       name: "VFIOServer",
       dependencies: [
-        "LinuxIO", "JSON", "Locks", "VFIOCore", "VFIOIOMMU", "VFIOWire", "VFIODevices", system,
-        logging,
+        "LinuxIO", "JSON", "Locks", "VFIOCore", "VFIOIOMMU", "VFIOWire", "VFIOStream", "VFIODevices",
+        system, logging,
       ], swiftSettings: settings),
     .executableTarget(
       name: "vfiod", dependencies: ["VFIOServer", system, logging, arguments],
@@ -45,14 +47,16 @@ let package = Package(
     .testTarget(name: "VFIOCoreTests", dependencies: ["VFIOCore"], swiftSettings: settings),
     .testTarget(
       name: "VFIOIOMMUTests", dependencies: ["VFIOIOMMU", "VFIOCore"], swiftSettings: settings),
-    .testTarget(name: "VFIOWireTests", dependencies: ["VFIOWire"], swiftSettings: settings),
+    .testTarget(
+      name: "VFIOStreamTests", dependencies: ["VFIOStream", "VFIOWire", "LinuxIO"],
+      swiftSettings: settings),
     .testTarget(
       name: "VFIOPCITests", dependencies: ["VFIOPCI", "VFIOCore"], swiftSettings: settings),
     .testTarget(
       name: "VFIODevicesTests", dependencies: ["VFIODevices", "VFIOPCI", "VFIOCore"],
       swiftSettings: settings),
     .testTarget(
-      name: "VFIOServerTests", dependencies: ["VFIOServer", "VFIOWire", "LinuxIO"],
+      name: "VFIOServerTests", dependencies: ["VFIOServer", "VFIOStream", "VFIOWire", "LinuxIO"],
       swiftSettings: settings),
   ]
 )

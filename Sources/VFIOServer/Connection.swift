@@ -2,6 +2,7 @@ import Dispatch
 import LinuxIO
 import Locks
 import SystemPackage
+import VFIOStream
 import VFIOWire
 
 /// A socket, its session, and the bytes between them. One thread at a time uses it: the control loop,
@@ -11,8 +12,8 @@ final class Connection: @unchecked Sendable {
   let session: any Session
   /// Guards the socket, nil once closed, because `abort` comes from another thread.
   private let openSocket: Mutex<Socket?>
-  private var input: Input<Descriptor>
-  private var output = Output<Descriptor>()
+  private var input: Input
+  private var output = Output()
   private var sender: Credentials?
   /// Descriptors sent that the client may not have read yet.
   private var undelivered = 0

@@ -1,6 +1,7 @@
 import LinuxIO
 import SystemPackage
 import VFIOCore
+import VFIOStream
 import VFIOWire
 
 /// A container's descriptor: the operations of `/dev/vfio/vfio`.
@@ -18,17 +19,17 @@ final class ContainerSession: Session {
   var messageLimit: Int { service.limits.messageSize }
 
   func handle(
-    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output<Descriptor>
+    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output
   ) throws(Errno) {
     switch request.header.command {
     case .getAPIVersion:
       reply.append(Int64(0))  // VFIO_API_VERSION
     case .checkExtension:
       try body.require(8)
-      reply.append(container.checkExtension(body.load(at: 0)))
+      reply.append(container.checkExtension(body.uint64(at: 0)))
     case .setIOMMU:
       try body.require(8)
-      try container.setIOMMU(body.load(at: 0))
+      try container.setIOMMU(body.uint64(at: 0))
       reply.append(Int64(0))
     case .containerRead:
       let access = try RegionAccess(body, limit: service.limits.maxDataTransferSize)
@@ -43,7 +44,7 @@ final class ContainerSession: Session {
     case .containerMmap:
       try body.require(16)
       guard request.mayHandOut else { throw .tooManyReferences }
-      let memory = try container.mmap(at: body.load(at: 0), size: body.load(at: 8))
+      let memory = try container.mmap(at: body.uint64(at: 0), size: body.uint64(at: 8))
       reply.attach(try Descriptor(duplicating: memory.descriptor))
     case let other:
       let source = RequestMemory(request, service)
@@ -69,9 +70,9 @@ struct RegionAccess {
 
   init(_ body: Span<UInt8>, limit: Int) throws(Errno) {
     try body.require(Self.size)
-    offset = body.load(at: 0)
-    region = body.load(at: 8)
-    count = Int(body.load(UInt32.self, at: 12))
+    offset = body.uint64(at: 0)
+    region = body.uint32(at: 8)
+    count = Int(body.uint32(at: 12))
     guard count <= limit else { throw .invalidArgument }
   }
 

@@ -1,16 +1,17 @@
 import LinuxIO
 import SystemPackage
 import VFIOCore
+import VFIOStream
 import VFIOWire
 
 // What a device tells of itself, as the structures of <linux/vfio.h>.
 extension DeviceSession {
   /// `VFIO_USER_DEVICE_GET_INFO`: `u32 argsz, u32 flags, u32 num_regions, u32 num_irqs`.
   func getInfo(
-    _ body: Span<UInt8>, _ operations: any DeviceOperations, _ reply: inout Output<Descriptor>
+    _ body: Span<UInt8>, _ operations: any DeviceOperations, _ reply: inout Output
   ) throws(Errno) {
     try body.require(16)
-    guard body.load(UInt32.self, at: 0) >= 16 else { throw .invalidArgument }
+    guard body.uint32(at: 0) >= 16 else { throw .invalidArgument }
     let information = operations.information
     reply.append(UInt32(16))
     reply.append(information.flags)
@@ -25,12 +26,12 @@ extension DeviceSession {
   /// for it learns the room needed, and gets the descriptor with the next one.
   func getRegionInfo(
     _ request: Request, _ body: Span<UInt8>, _ operations: any DeviceOperations,
-    _ reply: inout Output<Descriptor>
+    _ reply: inout Output
   ) throws(Errno) {
     try body.require(32)
-    let argsz: UInt32 = body.load(at: 0)
+    let argsz = body.uint32(at: 0)
     guard argsz >= 32 else { throw .invalidArgument }
-    let index: UInt32 = body.load(at: 8)
+    let index = body.uint32(at: 8)
     let region = try operations.region(index)
     let areas = region.mappable == [0..<region.size] ? [] : region.mappable
     // struct vfio_region_info_cap_sparse_mmap: the header's 8 bytes, nr_areas, reserved, areas.
@@ -68,11 +69,11 @@ extension DeviceSession {
 
   /// `VFIO_USER_DEVICE_GET_IRQ_INFO`: `u32 argsz, u32 flags, u32 index, u32 count`.
   func getInterruptInfo(
-    _ body: Span<UInt8>, _ operations: any DeviceOperations, _ reply: inout Output<Descriptor>
+    _ body: Span<UInt8>, _ operations: any DeviceOperations, _ reply: inout Output
   ) throws(Errno) {
     try body.require(16)
-    guard body.load(UInt32.self, at: 0) >= 16 else { throw .invalidArgument }
-    let index: UInt32 = body.load(at: 8)
+    guard body.uint32(at: 0) >= 16 else { throw .invalidArgument }
+    let index = body.uint32(at: 8)
     let interrupt = try operations.interrupt(index)
     reply.append(UInt32(16))
     reply.append(interrupt.flags)
@@ -91,11 +92,11 @@ extension InterruptRequest {
     _ request: Request, _ body: Span<UInt8>, _ operations: any DeviceOperations
   ) throws(Errno) {
     try body.require(20)
-    let flags: UInt32 = body.load(at: 4)
-    let index: UInt32 = body.load(at: 8)
-    let start: UInt32 = body.load(at: 12)
-    let count: UInt32 = body.load(at: 16)
-    guard body.load(UInt32.self, at: 0) >= 20, flags & ~0x3F == 0 else { throw .invalidArgument }
+    let flags = body.uint32(at: 4)
+    let index = body.uint32(at: 8)
+    let start = body.uint32(at: 12)
+    let count = body.uint32(at: 16)
+    guard body.uint32(at: 0) >= 20, flags & ~0x3F == 0 else { throw .invalidArgument }
     // Before anything is made as large as the count says.
     guard UInt64(start) + UInt64(count) <= UInt64(try operations.interrupt(index).count) else {
       throw .invalidArgument

@@ -1,7 +1,8 @@
 import LinuxIO
-import Locks
+import Logging
 import SystemPackage
 import VFIOCore
+import VFIOStream
 import VFIOWire
 
 /// A device's descriptor, or a connection to its socket: vfio-user.
@@ -12,47 +13,42 @@ final class DeviceSession: Session {
   private let owner: DMAOwner
   /// What it maps without a descriptor.
   private let messages: MessageMemory
-  /// Guards what VERSION changes. Held for a look only, never while the device works.
-  private let state: Mutex<State>
-
-  private struct State {
-    var version = Version()
-    var device: OpenDevice?
-    /// Present on a connection to `devices/NAME.sock`, which goes the whole way by itself.
-    var way: SocketWay?
-    var isBusy = false
-  }
+  private var version = Version()
+  /// nil before VERSION on a connection to `devices/NAME.sock`.
+  private var device: OpenDevice?
+  /// Such a connection's way to the device.
+  private let way: SocketWay?
+  /// The device is held by another client, who was first.
+  private var isBusy = false
 
   /// A descriptor from a group.
   init(_ service: Service, _ device: OpenDevice, number: UInt64) {
     self.service = service
     self.number = number
+    self.device = device
     owner = DMAOwner(number: number)
     messages = MessageMemory()
-    state = Mutex(State(device: device))
+    way = nil
   }
 
   /// A connection to a device's own socket; it takes its group at VERSION.
   init(_ service: Service, _ way: SocketWay, number: UInt64) {
     self.service = service
     self.number = number
+    self.way = way
     owner = DMAOwner(number: number)
     messages = way.messages
-    state = Mutex(State(way: way))
   }
 
-  var isFinished: Bool { state.withLock { $0.version.isRefused || $0.isBusy } }
-  var wantsOwnLoop: Bool { state.withLock { $0.version.isDone } }
-  var messageLimit: Int { wantsOwnLoop ? service.limits.messageSize : Version.messageLimit }
+  var isFinished: Bool { version.isRefused || isBusy }
+  var wantsOwnLoop: Bool { version.isDone }
+  var messageLimit: Int { version.isDone ? service.limits.messageSize : Version.messageLimit }
 
   func handle(
-    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output<Descriptor>
+    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output
   ) throws(Errno) {
     if request.header.command == .version { return try negotiate(body, &reply) }
-    let (device, isShared) = state.withLock { state in
-      (state.version.isDone ? state.device : nil, state.way != nil)
-    }
-    guard let device else { throw .invalidArgument }
+    guard version.isDone, let device else { throw .invalidArgument }
     let operations = device.operations
     switch request.header.command {
     case .regionRead:
@@ -67,7 +63,7 @@ final class DeviceSession: Session {
         body.extracting(try access.data(in: body)), to: access.region, at: access.offset)
       reply.append(access)
     case .dmaMap:
-      try map(request, body, device, mayShare: isShared)
+      try map(request, body, device, mayShare: way != nil)
     case .dmaUnmap:
       try unmap(body, device, &reply)
     case .deviceGetInfo:
@@ -80,41 +76,36 @@ final class DeviceSession: Session {
       try operations.setInterrupts(try InterruptRequest(request, body, operations))
     case .deviceReset:
       try operations.reset()
-      service.logger.debug("device reset", metadata: ["device": "\(device.name)"])
+      logDevice("device reset")
     default:
       throw .notSupported
     }
   }
 
-  private func negotiate(_ body: Span<UInt8>, _ reply: inout Output<Descriptor>) throws(Errno) {
-    try state.withLock { state throws(Errno) in
-      var found: OpenDevice?
-      let way = state.way
-      do throws(Errno) {
-        try state.version.negotiate(body, service.limits, &reply) { () throws(Errno) in
-          found = try way?.open(service)
-        }
-      } catch {
-        // Held by another client: it's told so and never waits.
-        if error == .resourceBusy { state.isBusy = true }
-        throw error
+  private func negotiate(_ body: Span<UInt8>, _ reply: inout Output) throws(Errno) {
+    do throws(Errno) {
+      try version.negotiate(body, service.limits, &reply) { () throws(Errno) in
+        if let way { device = try way.open(service) }
       }
-      if let found {
-        state.device = found
-        service.logger.debug(
-          "device opened", metadata: ["device": "\(found.name)", "connection": "\(number)"])
-      }
+    } catch {
+      // Held by another client: it's told so and never waits.
+      isBusy = error == .resourceBusy
+      throw error
     }
+    if way != nil { logDevice("device opened") }
   }
 
   func close() {
-    let (device, way) = state.withLock { ($0.device, $0.way) }
     guard let device else { return }
     device.iommu.unmapAll(owner: owner)
     device.release()
     way?.leave(service)
+    logDevice("device closed")
+  }
+
+  private func logDevice(_ event: Logger.Message) {
     service.logger.debug(
-      "device closed", metadata: ["device": "\(device.name)", "connection": "\(number)"])
+      event, metadata: ["device": "\(device?.name ?? "")", "connection": "\(number)"])
   }
 }
 
@@ -126,23 +117,23 @@ extension DeviceSession {
     _ request: Request, _ body: Span<UInt8>, _ device: OpenDevice, mayShare: Bool
   ) throws(Errno) {
     try body.require(32)
-    let flags: UInt32 = body.load(at: 4)
-    guard body.load(UInt32.self, at: 0) >= 32, flags & ~3 == 0, request.descriptors.count <= 1
+    let flags = body.uint32(at: 4)
+    guard body.uint32(at: 0) >= 32, flags & ~3 == 0, request.descriptors.count <= 1
     else { throw .invalidArgument }
     let mapping = DMAMapping(
-      iova: body.load(at: 16), size: body.load(at: 24), offset: body.load(at: 8),
+      iova: body.uint64(at: 16), size: body.uint64(at: 24), offset: body.uint64(at: 8),
       access: DMAAccess(rawValue: flags), owner: owner, mayShare: mayShare)
     try device.iommu.map(mapping, from: RequestMemory(request, service, messages: messages))
   }
 
   /// `VFIO_USER_DMA_UNMAP`: `u32 argsz, u32 flags, u64 address, u64 size`, which is also the reply.
   private func unmap(
-    _ body: Span<UInt8>, _ device: OpenDevice, _ reply: inout Output<Descriptor>
+    _ body: Span<UInt8>, _ device: OpenDevice, _ reply: inout Output
   ) throws(Errno) {
     try body.require(24)
-    let flags: UInt32 = body.load(at: 4)
-    let (iova, size): (UInt64, UInt64) = (body.load(at: 8), body.load(at: 16))
-    guard body.load(UInt32.self, at: 0) >= 24 else { throw .invalidArgument }
+    let flags = body.uint32(at: 4)
+    let (iova, size) = (body.uint64(at: 8), body.uint64(at: 16))
+    guard body.uint32(at: 0) >= 24 else { throw .invalidArgument }
     switch flags {
     case 0:
       try device.iommu.unmap(iova: iova, size: size, owner: owner)

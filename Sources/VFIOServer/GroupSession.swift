@@ -1,6 +1,7 @@
 import LinuxIO
 import SystemPackage
 import VFIOCore
+import VFIOStream
 import VFIOWire
 
 /// A group's descriptor: the operations of `/dev/vfio/26`.
@@ -18,12 +19,12 @@ final class GroupSession: Session {
   var messageLimit: Int { service.limits.messageSize }
 
   func handle(
-    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output<Descriptor>
+    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output
   ) throws(Errno) {
     switch request.header.command {
     case .groupGetStatus:
       try body.require(8)
-      let argsz: UInt32 = body.load(at: 0)
+      let argsz = body.uint32(at: 0)
       guard argsz >= 8 else { throw .invalidArgument }
       reply.append(Int64(0))
       reply.append(argsz)
@@ -52,7 +53,7 @@ final class GroupSession: Session {
   }
 
   private func getDevice(
-    _ request: Request, _ name: String, _ reply: inout Output<Descriptor>
+    _ request: Request, _ name: String, _ reply: inout Output
   ) throws(Errno) {
     guard request.mayHandOut else { throw .tooManyReferences }
     let number = service.nextNumber()

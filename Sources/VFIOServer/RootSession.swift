@@ -1,34 +1,30 @@
 import LinuxIO
-import Locks
 import SystemPackage
 import VFIOCore
+import VFIOStream
 import VFIOWire
 
 /// The root socket: what `/dev/vfio` is to the kernel's clients.
 final class RootSession: Session {
   private let service: Service
   private let peer: Credentials
-  private let version = Mutex(Version())
+  private var version = Version()
 
   init(_ service: Service, peer: Credentials) {
     self.service = service
     self.peer = peer
   }
 
-  var isFinished: Bool { version.withLock { $0.isRefused } }
-  var messageLimit: Int {
-    version.withLock { $0.isDone } ? service.limits.messageSize : Version.messageLimit
-  }
+  var isFinished: Bool { version.isRefused }
+  var messageLimit: Int { version.isDone ? service.limits.messageSize : Version.messageLimit }
 
   func handle(
-    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output<Descriptor>
+    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output
   ) throws(Errno) {
     if request.header.command == .version {
-      return try version.withLock { version throws(Errno) in
-        try version.negotiate(body, service.limits, &reply)
-      }
+      return try version.negotiate(body, service.limits, &reply)
     }
-    guard version.withLock({ $0.isDone }) else { throw .invalidArgument }
+    guard version.isDone else { throw .invalidArgument }
     switch request.header.command {
     case .openContainer: try openContainer(request, &reply)
     case .openGroup: try openGroup(request, body, &reply)
@@ -38,7 +34,7 @@ final class RootSession: Session {
     }
   }
 
-  private func openContainer(_ request: Request, _ reply: inout Output<Descriptor>) throws(Errno) {
+  private func openContainer(_ request: Request, _ reply: inout Output) throws(Errno) {
     guard request.mayHandOut else { throw .tooManyReferences }
     let container = Container(registry: service.registry, limits: service.limits.iommu)
     let number = service.nextNumber()
@@ -49,11 +45,11 @@ final class RootSession: Session {
   }
 
   private func openGroup(
-    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output<Descriptor>
+    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output
   ) throws(Errno) {
     try body.require(4)
     guard request.mayHandOut else { throw .tooManyReferences }
-    let id: UInt32 = body.load(at: 0)
+    let id = body.uint32(at: 0)
     if let access = service.topology.access(ofGroup: id), !access.allows(peer) {
       throw .permissionDenied
     }
@@ -65,11 +61,11 @@ final class RootSession: Session {
   }
 
   private func getTopology(
-    _ body: Span<UInt8>, _ reply: inout Output<Descriptor>
+    _ body: Span<UInt8>, _ reply: inout Output
   ) throws(Errno) {
     try body.require(8)
-    let argsz: UInt32 = body.load(at: 0)
-    guard argsz >= 8, body.load(UInt32.self, at: 4) == 0 else { throw .invalidArgument }
+    let argsz = body.uint32(at: 0)
+    guard argsz >= 8, body.uint32(at: 4) == 0 else { throw .invalidArgument }
     let text = Array(service.topology.json(service.registry).text.utf8) + [0]
     let needed = UInt32(8 + text.count)
     reply.append(needed)
@@ -78,7 +74,7 @@ final class RootSession: Session {
   }
 
   private func getExternalUser(
-    _ request: Request, _ reply: inout Output<Descriptor>
+    _ request: Request, _ reply: inout Output
   ) throws(Errno) {
     guard let descriptor = request.descriptors.first else { throw .badFileDescriptor }
     guard request.mayHandOut else { throw .tooManyReferences }
@@ -111,13 +107,13 @@ final class TokenSession: Session {
   var messageLimit: Int { service.limits.messageSize }
 
   func handle(
-    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output<Descriptor>
+    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output
   ) throws(Errno) {
     guard request.header.command == .tokenCheckExtension else {
       throw .inappropriateIOCTLForDevice
     }
     try body.require(8)
-    reply.append(user.checkExtension(body.load(at: 0)))
+    reply.append(user.checkExtension(body.uint64(at: 0)))
   }
 
   func close() {

@@ -1,13 +1,14 @@
 import LinuxIO
 import SystemPackage
+import VFIOStream
 import VFIOWire
 
 /// One socket's side of the protocol: a function of the messages that arrive on it. It knows nothing of
-/// reading, writing, waiting or threads.
-protocol Session: AnyObject, Sendable {
+/// reading, writing, waiting or threads: one thread at a time uses it, its connection's.
+protocol Session: AnyObject {
   /// Answers a message: writes the body of the reply, or throws the errno that is the reply.
   func handle(
-    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output<Descriptor>
+    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output
   ) throws(Errno)
 
   /// The largest message that it takes, header included.

@@ -1,5 +1,6 @@
 import JSON
 import SystemPackage
+import VFIOStream
 import VFIOWire
 
 /// The negotiation that opens the root socket and device sockets (vfio-user, `VFIO_USER_VERSION`).
@@ -19,12 +20,12 @@ struct Version {
   ///
   /// `begin` runs when the request is good; its error is the answer, and VERSION may be tried again.
   mutating func negotiate(
-    _ body: Span<UInt8>, _ limits: Configuration.Limits, _ reply: inout Output<some Any>,
+    _ body: Span<UInt8>, _ limits: Configuration.Limits, _ reply: inout Output,
     begin: () throws(Errno) -> Void = {}
   ) throws(Errno) {
     guard !isDone else { throw .invalidArgument }
     try body.require(4)
-    guard body.load(UInt16.self, at: 0) == Self.major else {
+    guard body.uint16(at: 0) == Self.major else {
       isRefused = true
       throw .invalidArgument
     }
@@ -32,7 +33,7 @@ struct Version {
     try begin()
     isDone = true
     reply.append(Self.major)
-    reply.append(min(Self.minor, body.load(at: 2)))
+    reply.append(min(Self.minor, body.uint16(at: 2)))
     reply.append(Array(answer.text.utf8) + [0])
   }
 

@@ -34,28 +34,62 @@ public struct Header: Sendable, Equatable {
 
   /// Reads the header at `offset`, where 16 bytes must be.
   public init(_ bytes: Span<UInt8>, at offset: Int = 0) {
-    id = bytes.load(at: offset)
-    command = Command(rawValue: bytes.load(at: offset + 2))
-    messageSize = bytes.load(at: offset + 4)
-    flags = Flags(rawValue: bytes.load(at: offset + 8))
-    error = bytes.load(at: offset + 12)
+    id = bytes.uint16(at: offset)
+    command = Command(rawValue: bytes.uint16(at: offset + 2))
+    messageSize = bytes.uint32(at: offset + 4)
+    flags = Flags(rawValue: bytes.uint32(at: offset + 8))
+    error = bytes.uint32(at: offset + 12)
+  }
+
+  /// Writes the header at `offset`, where there are 16 bytes of room.
+  public func write(to bytes: inout MutableSpan<UInt8>, at offset: Int) {
+    bytes.set(id, at: offset)
+    bytes.set(command.rawValue, at: offset + 2)
+    bytes.set(messageSize, at: offset + 4)
+    bytes.set(flags.rawValue, at: offset + 8)
+    bytes.set(error, at: offset + 12)
   }
 }
 
+// Integers of host byte order at any offset. The caller has checked that they are there; one that isn't
+// is a bug, and traps.
 extension Span where Element == UInt8 {
-  /// The integer at `offset`, host byte order. The caller has checked that it is there.
-  @inlinable public func load<Integer: FixedWidthInteger>(
-    _ type: Integer.Type = Integer.self, at offset: Int
-  ) -> Integer {
-    var value: Integer = 0
-    for index in 0..<Integer.bitWidth / 8 {
-      value |= Integer(truncatingIfNeeded: self[offset + index]) << (8 * index)
-    }
-    return value.littleEndianInMemory
+  public func uint16(at offset: Int) -> UInt16 {
+    UInt16(littleEndian: UInt16(self[offset]) | UInt16(self[offset + 1]) << 8)
+  }
+
+  public func uint32(at offset: Int) -> UInt32 {
+    UInt32(
+      littleEndian: UInt32(self[offset]) | UInt32(self[offset + 1]) << 8
+        | UInt32(self[offset + 2]) << 16 | UInt32(self[offset + 3]) << 24)
+  }
+
+  public func uint64(at offset: Int) -> UInt64 {
+    let (low, high) = (
+      UInt32(littleEndian: uint32(at: offset)), UInt32(littleEndian: uint32(at: offset + 4))
+    )
+    return UInt64(littleEndian: UInt64(low) | UInt64(high) << 32)
   }
 }
 
-extension FixedWidthInteger {
-  /// `self` was put together with its lowest byte first; the same bytes as this host orders them.
-  @inlinable var littleEndianInMemory: Self { Self(littleEndian: self) }
+extension MutableSpan where Element == UInt8 {
+  public mutating func set(_ value: UInt16, at offset: Int) {
+    let value = value.littleEndian
+    self[offset] = UInt8(truncatingIfNeeded: value)
+    self[offset + 1] = UInt8(truncatingIfNeeded: value >> 8)
+  }
+
+  public mutating func set(_ value: UInt32, at offset: Int) {
+    let value = value.littleEndian
+    self[offset] = UInt8(truncatingIfNeeded: value)
+    self[offset + 1] = UInt8(truncatingIfNeeded: value >> 8)
+    self[offset + 2] = UInt8(truncatingIfNeeded: value >> 16)
+    self[offset + 3] = UInt8(truncatingIfNeeded: value >> 24)
+  }
+
+  public mutating func set(_ value: UInt64, at offset: Int) {
+    let value = value.littleEndian
+    set(UInt32(truncatingIfNeeded: value).littleEndian, at: offset)
+    set(UInt32(truncatingIfNeeded: value >> 32).littleEndian, at: offset + 4)
+  }
 }

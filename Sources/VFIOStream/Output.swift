@@ -1,6 +1,10 @@
+import LinuxIO
+import SystemPackage
+import VFIOWire
+
 /// Messages on their way out. The storage is kept between messages, so that writing one allocates
 /// nothing.
-public struct Output<Descriptor> {
+public struct Output: Sendable {
   private var bytes = [UInt8](repeating: 0, count: 4096)
   /// Unsent bytes are `bytes[start..<end]`.
   private var start = 0
@@ -18,28 +22,23 @@ public struct Output<Descriptor> {
 
   /// Begins the reply to `request`; what follows is its body.
   public mutating func begin(replyTo request: Header) {
-    current = (end, [])
-    append(request.id)
-    append(request.command.rawValue)
-    append(UInt32(0))
-    append(Header.Flags.reply.rawValue)
-    append(UInt32(0))
+    begin(Header(id: request.id, command: request.command, messageSize: 0, flags: .reply))
   }
 
-  /// Begins a command of this side's own.
-  public mutating func begin(_ command: Command, id: UInt16, flags: Header.Flags = []) {
-    current = (end, [])
-    append(id)
-    append(command.rawValue)
-    append(UInt32(0))
-    append(flags.rawValue)
-    append(UInt32(0))
+  /// Begins a message; `finish` sets its size.
+  public mutating func begin(_ header: Header) {
+    let offset = advance(Header.size)
+    current = (offset, [])
+    var all = bytes.mutableSpan
+    header.write(to: &all, at: offset)
   }
 
   /// The message is complete; returns how many descriptors it carries.
   @discardableResult
   public mutating func finish() -> Int {
-    replace(at: current.start + 4, UInt32(truncatingIfNeeded: end - current.start))
+    let (start, size) = (current.start, UInt32(truncatingIfNeeded: end - current.start))
+    var all = bytes.mutableSpan
+    all.set(size, at: start + 4)
     let count = current.descriptors.count
     if count > 0 {
       attachments.append((current.start..<end, current.descriptors))
@@ -50,10 +49,12 @@ public struct Output<Descriptor> {
 
   /// Takes back all of the message but its header, which becomes an error's.
   public mutating func fail(_ error: UInt32) {
-    end = current.start + Header.size
+    let start = current.start
+    end = start + Header.size
     current.descriptors = []
-    replace(at: current.start + 8, (Header.Flags.reply.union(.error)).rawValue)
-    replace(at: current.start + 12, error)
+    var all = bytes.mutableSpan
+    all.set(Header.Flags.reply.union(.error).rawValue, at: start + 8)
+    all.set(error, at: start + 12)
     finish()
   }
 
@@ -63,31 +64,43 @@ public struct Output<Descriptor> {
     current.descriptors = []
   }
 
-  public mutating func append<Integer: FixedWidthInteger>(_ value: Integer) {
-    reserve(Integer.bitWidth / 8)
-    end += Integer.bitWidth / 8
-    replace(at: end - Integer.bitWidth / 8, value)
+  public mutating func append(_ value: UInt16) {
+    let offset = advance(2)
+    var all = bytes.mutableSpan
+    all.set(value, at: offset)
   }
 
+  public mutating func append(_ value: UInt32) {
+    let offset = advance(4)
+    var all = bytes.mutableSpan
+    all.set(value, at: offset)
+  }
+
+  public mutating func append(_ value: UInt64) {
+    let offset = advance(8)
+    var all = bytes.mutableSpan
+    all.set(value, at: offset)
+  }
+
+  public mutating func append(_ value: Int64) { append(UInt64(bitPattern: value)) }
+
   public mutating func append(_ more: Span<UInt8>) {
-    reserve(more.count)
-    for index in 0..<more.count { bytes[end + index] = more[index] }
-    end += more.count
+    let offset = advance(more.count)
+    var all = bytes.mutableSpan
+    for index in 0..<more.count { all[offset + index] = more[index] }
   }
 
   public mutating func append(_ more: [UInt8]) { append(more.span) }
 
   /// Appends `count` bytes that `body` writes; whatever it leaves is from earlier messages, so it must
   /// write them all or throw.
-  public mutating func append<Failure: Error>(
-    count: Int, _ body: (inout MutableSpan<UInt8>) throws(Failure) -> Void
-  ) throws(Failure) {
-    reserve(count)
-    let range = end..<end + count
+  public mutating func append(
+    count: Int, _ body: (inout MutableSpan<UInt8>) throws(Errno) -> Void
+  ) throws(Errno) {
+    let offset = advance(count)
     var all = bytes.mutableSpan
-    var space = all._mutatingExtracting(range)
+    var space = all._mutatingExtracting(offset..<offset + count)
     try body(&space)
-    end += count
   }
 
   /// Sends a descriptor with the current message.
@@ -103,9 +116,9 @@ public struct Output<Descriptor> {
   }
 
   /// The storage, of which `next` names a range.
-  public func withBytes<Result, Failure: Error>(
-    _ range: Range<Int>, _ body: (Span<UInt8>) throws(Failure) -> Result
-  ) throws(Failure) -> Result {
+  public func withBytes<Result>(
+    _ range: Range<Int>, _ body: (Span<UInt8>) throws(Errno) -> Result
+  ) throws(Errno) -> Result {
     try body(bytes.span.extracting(range))
   }
 
@@ -118,19 +131,13 @@ public struct Output<Descriptor> {
     }
   }
 
-  private mutating func reserve(_ count: Int) {
+  /// Makes room for `count` bytes at the end, and returns where they begin.
+  private mutating func advance(_ count: Int) -> Int {
     if bytes.count - end < count {
       let room = max(count - (bytes.count - end), bytes.count)
       bytes.append(contentsOf: repeatElement(0, count: room))
     }
-  }
-
-  private mutating func replace<Integer: FixedWidthInteger>(at offset: Int, _ value: Integer) {
-    let value = value.littleEndian
-    for index in 0..<Integer.bitWidth / 8 {
-      bytes[offset + index] = UInt8(truncatingIfNeeded: value >> (8 * index))
-    }
+    end += count
+    return end - count
   }
 }
-
-extension Output: Sendable where Descriptor: Sendable {}

@@ -1,6 +1,10 @@
+import LinuxIO
+import SystemPackage
+import VFIOWire
+
 /// What has arrived on a connection and is not yet handled: bytes, and the descriptors that came
-/// with them, each given to its message. `Descriptor` closes itself when it is dropped.
-public struct Input<Descriptor> {
+/// with them, each given to its message.
+public struct Input: Sendable {
   /// Received bytes are `bytes[start..<end]`; the rest is room.
   public private(set) var bytes: [UInt8]
   private var start = 0
@@ -36,9 +40,9 @@ public struct Input<Descriptor> {
   }
 
   /// Lets a read fill the room.
-  public mutating func withRoom<Result, Failure: Error>(
-    _ body: (inout MutableSpan<UInt8>) throws(Failure) -> Result
-  ) throws(Failure) -> Result {
+  public mutating func withRoom<Result>(
+    _ body: (inout MutableSpan<UInt8>) throws(Errno) -> Result
+  ) throws(Errno) -> Result {
     let range = room()
     var all = bytes.mutableSpan
     var free = all._mutatingExtracting(range)
@@ -99,8 +103,6 @@ public struct Input<Descriptor> {
   /// nil while the field that says it hasn't arrived.
   private func sizeOfMessage(at offset: Int) -> Int? {
     guard end - offset >= 8 else { return nil }
-    return Int(exactly: bytes.span.load(UInt32.self, at: offset + 4))
+    return Int(exactly: bytes.span.uint32(at: offset + 4))
   }
 }
-
-extension Input: Sendable where Descriptor: Sendable {}
