@@ -32,8 +32,8 @@ extension Registry {
     notify(.deleted, device)
   }
 
-  /// Binds a driver to a device. `EBUSY` if the device has one, or if the driver is foreign and the
-  /// group live: that would put the driver among the group's users.
+  /// Binds a driver to a device. `ENODEV` if the device isn't on its bus; `EBUSY` if it has a driver,
+  /// or if the driver is foreign and the group live: that would put it among the group's users.
   ///
   /// With `force` a foreign driver gets into a live group, which is quarantined. A VFIO driver comes
   /// with a `probe` that calls `addDevice`; if it throws, the driver isn't bound.
@@ -41,7 +41,7 @@ extension Registry {
     _ device: BusDevice, to driver: String, force: Bool = false,
     probe: (() throws(Errno) -> Void)? = nil
   ) throws(Errno) {
-    try withBus(of: device) { group throws(Errno) in
+    try whilePlugged(device) { group throws(Errno) in
       try device.beginBinding(driver)
       guard let group, group.isLive, probe == nil, !force, group.isForeign(device) else { return }
       device.endChange(bound: false)
@@ -70,7 +70,7 @@ extension Registry {
   ) throws(Errno) -> Removal? {
     try device.beginUnbinding()
     let end = { @Sendable [self] (operations: (any DeviceOperations)?) in
-      withBus(of: device) { _ in device.endChange(bound: false) }
+      device.endChange(bound: false)
       notify(.unbound, device)
       if let iommuGroup = device.iommuGroup { liftQuarantine(of: iommuGroup) }
       completion(operations)
@@ -103,13 +103,16 @@ extension Registry {
     }
   }
 
-  /// Runs `body` under the bus lock of the device's group, if it has one, with its VFIO group, if
-  /// there is one.
-  private func withBus<E: Error>(
-    of device: BusDevice, _ body: (Group?) throws(E) -> Void
-  ) throws(E) {
+  /// Runs `body` with the VFIO group of a device, if there is one, while the device can't leave its
+  /// bus and no other driver can get into its IOMMU group.
+  private func whilePlugged(
+    _ device: BusDevice, _ body: (Group?) throws(Errno) -> Void
+  ) throws(Errno) {
     guard let iommuGroup = device.iommuGroup else { return try body(nil) }
-    try iommuGroup.bus.withLock { _ throws(E) in try body(group(of: iommuGroup)) }
+    try iommuGroup.bus.withLock { bus throws(Errno) in
+      guard bus.contains(where: { $0 === device }) else { throw .operationNotSupportedByDevice }
+      try body(group(of: iommuGroup))
+    }
   }
 
   /// Tells the VFIO group of a device what happens to it.

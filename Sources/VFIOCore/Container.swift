@@ -9,17 +9,33 @@ import SystemPackage
 public final class Container: Sendable {
   private let registry: Registry
   private let limits: IOMMULimits
-  /// Guards groups and driver, and is held during all that the driver does for the container, so that
-  /// its IOMMU isn't released meanwhile.
+  /// Guards groups and driver.
   private let state = Mutex(State())
 
   private struct State {
     /// Newest first.
     var groups: [IOMMUGroup] = []
-    /// The driver is kept too: it stays alive after it was unregistered.
-    var driver: (any IOMMUDriver)?
-    var iommu: (any IOMMU)?
+    var open: OpenIOMMU?
   }
+
+  /// A driver's IOMMU, released with the last reference. The container has one as long as it has
+  /// groups, and so has each operation under way: an operation may wait for a transfer to end, and
+  /// must neither hold the lock meanwhile nor lose the IOMMU.
+  private final class OpenIOMMU: Sendable {
+    let iommu: any IOMMU
+    /// Keeps the driver alive after it was unregistered.
+    private let driver: any IOMMUDriver
+
+    init(_ driver: any IOMMUDriver, _ type: UInt64, _ limits: IOMMULimits) throws(Errno) {
+      iommu = try driver.open(type, limits)
+      self.driver = driver
+    }
+
+    deinit { iommu.release() }
+  }
+
+  /// `VFIO_GET_API_VERSION`.
+  public static let apiVersion: Int64 = 0
 
   public init(registry: Registry, limits: IOMMULimits = .pc) {
     self.registry = registry
@@ -27,13 +43,13 @@ public final class Container: Sendable {
   }
 
   /// The IOMMU that `VFIO_SET_IOMMU` has set, until the last group leaves.
-  public var iommu: (any IOMMU)? { state.withLock { $0.iommu } }
+  public var iommu: (any IOMMU)? { state.withLock { $0.open?.iommu } }
 
   /// `VFIO_CHECK_EXTENSION`. Without a driver set, all registered ones are asked until one gives a
   /// positive answer; otherwise the last answer counts, or 0.
   public func checkExtension(_ number: UInt64) -> Int64 {
     state.withLock { state in
-      if let iommu = state.iommu { return iommu.checkExtension(number) }
+      if let open = state.open { return open.iommu.checkExtension(number) }
       var answer: Int64 = 0
       for driver in registry.iommuDrivers {
         answer = driver.checkExtension(number)
@@ -49,25 +65,23 @@ public final class Container: Sendable {
   /// error with which the driver refuses the type or one of the groups.
   public func setIOMMU(_ type: UInt64) throws(Errno) {
     try state.withLock { state throws(Errno) in
-      guard !state.groups.isEmpty, state.iommu == nil else { throw .invalidArgument }
+      guard !state.groups.isEmpty, state.open == nil else { throw .invalidArgument }
       guard let driver = registry.iommuDrivers.first(where: { $0.checkExtension(type) > 0 }) else {
         throw .operationNotSupportedByDevice
       }
-      let iommu = try driver.open(type, limits)
-      try Container.attach(state.groups, to: iommu)
-      state.driver = driver
-      state.iommu = iommu
+      let open = try OpenIOMMU(driver, type, limits)
+      try Container.attach(state.groups, to: open.iommu)
+      state.open = open
     }
   }
 
-  /// Attaches all groups, or none and releases the IOMMU.
+  /// Attaches all groups, or none.
   private static func attach(_ groups: [IOMMUGroup], to iommu: any IOMMU) throws(Errno) {
     for (index, group) in groups.enumerated() {
       do throws(Errno) {
         try iommu.attach(group)
       } catch {
         for group in groups[..<index].reversed() { iommu.detach(group) }
-        iommu.release()
         throw error
       }
     }
@@ -98,16 +112,14 @@ public final class Container: Sendable {
   private func withIOMMU<Result: Sendable>(
     _ body: (any IOMMU) throws(Errno) -> Result
   ) throws(Errno) -> Result {
-    try state.withLock { state throws(Errno) in
-      guard let iommu = state.iommu else { throw .invalidArgument }
-      return try body(iommu)
-    }
+    guard let open = state.withLock({ $0.open }) else { throw .invalidArgument }
+    return try withExtendedLifetime(open) { () throws(Errno) in try body(open.iommu) }
   }
 
   /// Takes a group in, and attaches it to the driver, whose error is thrown.
   func add(_ group: IOMMUGroup) throws(Errno) {
     try state.withLock { state throws(Errno) in
-      try state.iommu?.attach(group)
+      try state.open?.iommu.attach(group)
       state.groups.insert(group, at: 0)
     }
   }
@@ -115,12 +127,9 @@ public final class Container: Sendable {
   /// Lets a group go; with the last one the driver.
   func remove(_ group: IOMMUGroup) {
     state.withLock { state in
-      state.iommu?.detach(group)
+      state.open?.iommu.detach(group)
       state.groups.removeAll { $0 === group }
-      guard state.groups.isEmpty else { return }
-      state.iommu?.release()
-      state.iommu = nil
-      state.driver = nil
+      if state.groups.isEmpty { state.open = nil }
     }
   }
 }

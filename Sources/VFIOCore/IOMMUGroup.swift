@@ -7,8 +7,8 @@ public final class IOMMUGroup: Sendable {
   /// The name under `/dev/vfio`.
   public let id: UInt32
 
-  /// The bus lock. Guards the group's devices, and is held while the driver of one of them changes
-  /// or the group's viability is judged.
+  /// The bus lock. Guards the group's devices, and is held while a driver gets hold of one of them,
+  /// and while something is done that needs the group to be viable.
   let bus = Mutex<[BusDevice]>([])
   let quarantine = Atomic(false)
 

@@ -5,9 +5,10 @@ import SystemPackage
 //
 //   IOMMUGroup.bus → Group.state → Container.state → Registry.drivers, Registry.groups
 //
-// Both locks of the registry are leaves: no driver and no device is called under them. An IOMMU is
-// called under its container's lock, and `DeviceOperations.open` under its group's. Completions,
-// reports, and the other functions of a device are called with no lock held.
+// The registry's locks and `BusDevice.binding` are leaves: nothing is locked and nobody is called
+// under them. Drivers are asked and opened, and groups attached and detached, under the container's
+// lock; `DeviceOperations.open` is called under the bus's and the group's. All else, such as a
+// driver's operations, a device's other functions, completions and reports, is called without a lock.
 
 /// What VFIO knows: the IOMMU drivers and the groups with a device to give away; the kernel's
 /// `static struct vfio`.
@@ -116,15 +117,21 @@ public final class Registry: Sendable {
 
   // MARK: Devices
 
-  /// `vfio_add_group_dev`: a VFIO driver gives a device away. `EINVAL` for one without IOMMU group,
-  /// `EBUSY` for one that was added before, `EEXIST` if another IOMMU group has the same number.
+  /// `vfio_add_group_dev`: a VFIO driver gives a device away. `EINVAL` for one without IOMMU group, or
+  /// not plugged into it; `EBUSY` for one that was added before; `EEXIST` if another IOMMU group with
+  /// VFIO devices has the same number.
   public func addDevice(
     _ device: BusDevice, operations: any DeviceOperations
   ) throws(Errno) {
     guard let iommuGroup = device.iommuGroup else { throw .invalidArgument }
-    let group = try referGroup(of: iommuGroup)
-    guard group.add(Device(device: device, operations: operations)) else {
-      drop(group)
+    let isNew = try iommuGroup.bus.withLock { bus throws(Errno) in
+      guard bus.contains(where: { $0 === device }) else { throw .invalidArgument }
+      let group = try referGroup(of: iommuGroup)
+      let isNew = group.add(Device(device: device, operations: operations))
+      if !isNew { drop(group) }
+      return isNew
+    }
+    guard isNew else {
       report(.warning("device \(device.name) already exists on group \(iommuGroup.id)"))
       throw .resourceBusy
     }

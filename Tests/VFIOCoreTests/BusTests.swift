@@ -1,3 +1,5 @@
+import Dispatch
+import Locks
 import SystemPackage
 import Testing
 import VFIOCore
@@ -80,6 +82,47 @@ import VFIOCore
 }
 
 @Suite struct `Binding a driver` {
+  @Test func `a device that isn't on the bus fails with ENODEV`() throws {
+    let world = try World()
+    let device = BusDevice(name: "edu", iommuGroup: world.group, driver: nil)
+    #expect(throws: Errno.operationNotSupportedByDevice) {
+      try world.registry.bind(device, to: "e1000")
+    }
+    #expect(device.driver == nil)
+  }
+
+  @Test func `a bind that races with a client never puts a foreign driver beside an open device`()
+    throws
+  {
+    let world = try World()
+    try world.addDevice("edu")
+    let nic = try world.plug("nic", driver: nil)
+    for _ in 0..<200 {
+      let open = Mutex<OpenDevice?>(nil)
+      let group = try world.registry.openGroup(26)
+      DispatchQueue.concurrentPerform(iterations: 2) { index in
+        do throws(Errno) {
+          if index == 0 {
+            let container = Container(registry: world.registry)
+            try group.setContainer(container)
+            try container.setIOMMU(1)
+            let device = try group.openDevice("edu")
+            open.withLock { $0 = device }
+          } else {
+            try world.registry.bind(nic, to: "e1000")
+          }
+        } catch {
+          #expect(error == (index == 0 ? .invalidArgument : .resourceBusy))
+        }
+      }
+      let isOpen = open.withLock { $0 != nil }
+      #expect(!isOpen || nic.driver == nil)
+      open.withLock { $0 = nil }
+      group.release()
+      if nic.driver != nil { try world.registry.unbind(nic) }
+    }
+  }
+
   @Test func `a device that has a driver fails with EBUSY`() throws {
     let world = try World()
     let nic = try world.plug("nic", driver: "e1000")
@@ -342,8 +385,7 @@ import VFIOCore
 
   @Test func `it ends when the foreign driver has gone and then the last user`() throws {
     let (world, group, device, nic) = try quarantinedWorld()
-    let user = world.registry
-    try user.unbind(nic)
+    try world.registry.unbind(nic)
     device.release()
     #expect(world.group.isQuarantined)
     try group.unsetContainer()

@@ -1,3 +1,4 @@
+import Locks
 import SystemPackage
 import Testing
 import VFIOCore
@@ -123,6 +124,26 @@ import VFIOCore
 }
 
 @Suite struct `Container operations` {
+  @Test func `the API version is 0`() { #expect(Container.apiVersion == 0) }
+
+  @Test func `when the last group leaves during an operation, the IOMMU is released after it`()
+    throws
+  {
+    let log = Log()
+    let leave = Mutex<(@Sendable () -> Void)?>(nil)
+    let driver = TestDriver(
+      "type1", [1: 1], onOperation: { leave.withLock { $0 }?() }, log: log)
+    let world = try World(driver)
+    try world.addDevice("edu")
+    let (group, container) = try world.openLiveGroup()
+    leave.withLock { $0 = { group.release() } }
+    log.clear()
+    _ = try container.operation(0x3B70, [UInt8]().span, NoMemory())
+    #expect(log.lines == ["type1 detach 26", "type1 operation", "type1 release"])
+    #expect(container.iommu == nil)
+    leave.withLock { $0 = nil }
+  }
+
   @Test func `without a driver every operation fails with EINVAL`() throws {
     let container = Container(registry: try World().registry)
     var bytes: [UInt8] = [0]

@@ -60,6 +60,24 @@ import VFIOCore
   }
 }
 
+@Suite struct `Asking drivers` {
+  @Test func `a driver that is asked may register and unregister others`() throws {
+    let log = Log()
+    let registry = Registry()
+    let other = TestDriver("other", [:], log: log)
+    let driver = TestDriver(
+      "type1", [:],
+      onCheck: {
+        registry.unregister(other)
+        #expect(throws: Never.self) { try registry.register(other) }
+      }, log: log)
+    try registry.register(driver)
+    #expect(Container(registry: registry).checkExtension(1) == 0)
+    #expect(registry.iommuDrivers.map(\.name) == ["other", "type1"])
+    registry.unregister(driver)
+  }
+}
+
 @Suite struct `CHECK_EXTENSION` {
   let log = Log()
   let registry = Registry()

@@ -62,13 +62,17 @@ import VFIOCore
       DispatchQueue.concurrentPerform(iterations: devices.count) { index in
         let operations = TestDevice("edu", log: world.log)
         #expect(throws: Never.self) {
+          try world.registry.plug(devices[index])
           try world.registry.addDevice(devices[index], operations: operations)
         }
       }
       #expect(world.registry.groups.count == 1)
       #expect(world.registry.groups.first?.minor == 0)
       DispatchQueue.concurrentPerform(iterations: devices.count) { index in
-        #expect(throws: Never.self) { try world.registry.removeDevice(devices[index]) { _ in } }
+        #expect(throws: Never.self) {
+          try world.registry.removeDevice(devices[index]) { _ in }
+          try world.registry.unplug(devices[index])
+        }
       }
       #expect(world.registry.groups.isEmpty)
     }
@@ -85,6 +89,15 @@ import VFIOCore
   @Test func `a device without IOMMU group fails with EINVAL`() throws {
     let world = try World()
     let device = BusDevice(name: "edu", iommuGroup: nil, driver: nil)
+    #expect(throws: Errno.invalidArgument) {
+      try world.registry.addDevice(device, operations: TestDevice("edu", log: world.log))
+    }
+    #expect(world.registry.groups.isEmpty)
+  }
+
+  @Test func `a device that isn't on the bus fails with EINVAL`() throws {
+    let world = try World()
+    let device = BusDevice(name: "edu", iommuGroup: world.group, driver: nil)
     #expect(throws: Errno.invalidArgument) {
       try world.registry.addDevice(device, operations: TestDevice("edu", log: world.log))
     }

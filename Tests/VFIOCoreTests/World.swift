@@ -64,21 +64,27 @@ final class TestDriver: IOMMUDriver {
   private let extensions: [UInt64: Int64]
   private let openError: Errno?
   private let refusedGroup: UInt32?
+  private let onCheck: @Sendable () -> Void
+  private let onOperation: @Sendable () -> Void
   private let log: Log
 
   /// `extensions` holds the answers other than 0; an attach of `refusedGroup` fails with EPERM.
   init(
     _ name: String, _ extensions: [UInt64: Int64], openError: Errno? = nil,
-    refusedGroup: UInt32? = nil, log: Log
+    refusedGroup: UInt32? = nil, onCheck: @escaping @Sendable () -> Void = {},
+    onOperation: @escaping @Sendable () -> Void = {}, log: Log
   ) {
     self.name = name
     self.extensions = extensions
     self.openError = openError
     self.refusedGroup = refusedGroup
+    self.onCheck = onCheck
+    self.onOperation = onOperation
     self.log = log
   }
 
   func checkExtension(_ number: UInt64) -> Int64 {
+    onCheck()
     log.add("\(name) check \(number)")
     return extensions[number] ?? 0
   }
@@ -86,7 +92,8 @@ final class TestDriver: IOMMUDriver {
   func open(_ type: UInt64, _ limits: IOMMULimits) throws(Errno) -> any IOMMU {
     log.add("\(name) open \(type)")
     if let openError { throw openError }
-    return TestIOMMU(name, limits, refusedGroup: refusedGroup, log: log)
+    return TestIOMMU(
+      name, limits, refusedGroup: refusedGroup, onOperation: onOperation, log: log)
   }
 }
 
@@ -94,12 +101,17 @@ final class TestIOMMU: IOMMU {
   let limits: IOMMULimits
   private let name: String
   private let refusedGroup: UInt32?
+  private let onOperation: @Sendable () -> Void
   private let log: Log
 
-  init(_ name: String, _ limits: IOMMULimits, refusedGroup: UInt32?, log: Log) {
+  init(
+    _ name: String, _ limits: IOMMULimits, refusedGroup: UInt32?,
+    onOperation: @escaping @Sendable () -> Void, log: Log
+  ) {
     self.name = name
     self.limits = limits
     self.refusedGroup = refusedGroup
+    self.onOperation = onOperation
     self.log = log
   }
 
@@ -118,6 +130,8 @@ final class TestIOMMU: IOMMU {
     _ command: UInt32, _ argument: Span<UInt8>, _ source: any MemorySource
   ) throws(Errno) -> OperationResult {
     guard command == 0x3B70 else { throw .inappropriateIOCTLForDevice }
+    onOperation()
+    log.add("\(name) operation")
     return OperationResult(value: 7, structure: argument.indices.map { argument[$0] })
   }
 
