@@ -7,8 +7,9 @@ public struct DeviceOptions: Sendable {
   /// Throws if there is an option that `names` leaves out.
   public func allow(only names: [String]) throws(OptionError) {
     guard let unknown = values.keys.filter({ !names.contains($0) }).min() else { return }
-    let allowed = names.isEmpty ? "the model has no options" : names.joined(separator: ", ")
-    throw OptionError(unknown, "unknown option; allowed: \(allowed)")
+    let allowed =
+      names.isEmpty ? "the model has none" : "allowed: " + names.joined(separator: ", ")
+    throw OptionError(unknown, "unknown option; \(allowed)")
   }
 
   /// The integer option `name`, nil if it isn't given; throws unless it is one in `range`.

@@ -60,7 +60,7 @@ struct InterruptLines {
   /// has no trigger waits in MSI-X's pending bits; MSI has none, and loses it.
   mutating func raise(_ vector: Int) {
     guard let inUse, inUse != .intx else {
-      isAsserted = true
+      isAsserted = !triggers[Kind.intx.rawValue].isEmpty
       return deliverINTx()
     }
     guard triggers[inUse.rawValue].indices.contains(vector) else { return }

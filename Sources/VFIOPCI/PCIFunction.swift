@@ -173,22 +173,23 @@ public final class PCIFunction: DeviceOperations {
   public func read(
     _ region: UInt32, at offset: UInt64, into bytes: inout MutableSpan<UInt8>
   ) throws(Errno) {
-    let content = try content(of: region, offset, bytes.count)
-    if case .memory = content {
-      return try enabledMemory(region).read(at: offset, into: &bytes)
-    }
-    try state.withLock { (state) throws(Errno) in
-      switch content {
-      case .config:
+    switch try content(of: region, offset, bytes.count) {
+    case .memory:
+      try enabledMemory(region).read(at: offset, into: &bytes)
+    case .config:
+      state.withLock { state in
         state.config.setInterruptStatus(state.bus.interrupts.isAsserted)
         state.config.bytes.read(at: Int(offset), into: &bytes)
-      case .registers(let file):
+      }
+    case .registers(let file):
+      try state.withLock { (state) throws(Errno) in
         try Self.checkDecoding(state)
         file.read(at: offset, into: &bytes, state.cell)
-      case .vectors:
+      }
+    case .vectors:
+      try state.withLock { (state) throws(Errno) in
         try Self.checkDecoding(state)
         state.bus.interrupts.vectors.read(at: Int(offset), into: &bytes)
-      case .memory: break
       }
     }
   }
@@ -196,23 +197,24 @@ public final class PCIFunction: DeviceOperations {
   public func write(
     _ bytes: Span<UInt8>, to region: UInt32, at offset: UInt64
   ) throws(Errno) {
-    let content = try content(of: region, offset, bytes.count)
-    if case .memory = content {
-      return try enabledMemory(region).write(bytes, at: offset)
-    }
-    try state.withLock { (state) throws(Errno) in
-      switch content {
-      case .config:
+    switch try content(of: region, offset, bytes.count) {
+    case .memory:
+      try enabledMemory(region).write(bytes, at: offset)
+    case .config:
+      state.withLock { state in
         state.config.write(bytes, at: Int(offset))
         state.bus.interrupts.disableINTx(state.config.command.contains(.intxDisable))
-      case .registers(let file):
+      }
+    case .registers(let file):
+      try state.withLock { (state) throws(Errno) in
         try Self.checkDecoding(state)
         file.write(bytes, at: offset, state.cell, &state.bus)
-        if !state.bus.work.isEmpty { queueWork(&state) }
-      case .vectors:
+        queueWork(&state)
+      }
+    case .vectors:
+      try state.withLock { (state) throws(Errno) in
         try Self.checkDecoding(state)
         state.bus.interrupts.write(bytes, toVectorsAt: Int(offset))
-      case .memory: break
       }
     }
   }
@@ -243,6 +245,7 @@ public final class PCIFunction: DeviceOperations {
   // MARK: Work
 
   private func queueWork(_ state: inout State) {
+    guard !state.bus.work.isEmpty else { return }
     let master = BusMaster(function: self, dma: state.dma, generation: state.generation)
     for work in state.bus.work {
       queue.async {
@@ -257,7 +260,7 @@ public final class PCIFunction: DeviceOperations {
     state.withLock { state in
       guard state.generation == generation else { return }
       finish(state.cell, &state.bus)
-      if !state.bus.work.isEmpty { queueWork(&state) }
+      queueWork(&state)
     }
   }
 

@@ -1,5 +1,6 @@
-/// The registers of one BAR, by offset.
-struct RegisterFile: Sendable {
+/// The registers of one BAR, by offset. A class, and rows used in place, because an access is short
+/// enough for the copy of a row to show.
+final class RegisterFile: Sendable {
   private let rows: [RegisterRow]
   private let access: RegisterAccess
 
@@ -35,14 +36,15 @@ struct RegisterFile: Sendable {
     let end = offset + UInt64(bytes.count)
     var index = firstRow(endingAfter: offset)
     while index < rows.count, rows[index].offset < end {
-      let row = rows[index]
-      index += 1
-      guard accepts(row, offset, bytes.count) else { continue }
-      let value = row.read(cell)
-      for byte in max(offset, row.offset)..<min(end, row.offset + UInt64(row.width)) {
-        bytes[Int(byte - offset)] = UInt8(
-          truncatingIfNeeded: value >> (8 * (byte - row.offset)))
+      let start = rows[index].offset
+      let width = rows[index].width
+      if accepts(start, width, offset, bytes.count) {
+        let value = rows[index].read(cell)
+        for byte in max(offset, start)..<min(end, start + UInt64(width)) {
+          bytes[Int(byte - offset)] = UInt8(truncatingIfNeeded: value &>> (8 * (byte - start)))
+        }
       }
+      index += 1
     }
   }
 
@@ -51,25 +53,28 @@ struct RegisterFile: Sendable {
     let end = offset + UInt64(bytes.count)
     var index = firstRow(endingAfter: offset)
     while index < rows.count, rows[index].offset < end {
-      let row = rows[index]
-      index += 1
-      guard accepts(row, offset, bytes.count) else { continue }
-      var value: UInt64 = 0
-      var enabled: UInt64 = 0
-      for byte in max(offset, row.offset)..<min(end, row.offset + UInt64(row.width)) {
-        let shift = 8 * (byte - row.offset)
-        value |= UInt64(bytes[Int(byte - offset)]) << shift
-        enabled |= 0xFF << shift
+      let start = rows[index].offset
+      let width = rows[index].width
+      if accepts(start, width, offset, bytes.count) {
+        var value: UInt64 = 0
+        var enabled: UInt64 = 0
+        for byte in max(offset, start)..<min(end, start + UInt64(width)) {
+          let shift = 8 * (byte - start)
+          value |= UInt64(bytes[Int(byte - offset)]) &<< shift
+          enabled |= 0xFF &<< shift
+        }
+        if case .words = access { enabled = ~0 }
+        rows[index].write(value, enabled: enabled, cell, &bus)
       }
-      if case .words = access { enabled = ~0 }
-      row.write(value, enabled: enabled, cell, &bus)
+      index += 1
     }
   }
 
-  private func accepts(_ row: RegisterRow, _ offset: UInt64, _ count: Int) -> Bool {
+  /// Whether an access of `count` bytes at `offset` reaches the register of `width` bytes at `start`.
+  private func accepts(_ start: UInt64, _ width: Int, _ offset: UInt64, _ count: Int) -> Bool {
     switch access {
     case .bytes: true
-    case .words: offset == row.offset && (count == 4 || count == 8) && count <= row.width
+    case .words: offset == start && (count == 4 || count == 8) && count <= width
     }
   }
 

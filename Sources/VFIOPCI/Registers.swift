@@ -51,7 +51,7 @@ public struct Register<Device: PCIDevice>: Sendable {
   }
 
   /// Ignores writes while `condition` holds.
-  public func frozen(while condition: @escaping @Sendable (Device) -> Bool) -> Register {
+  public func frozen(while condition: @escaping @Sendable (borrowing Device) -> Bool) -> Register {
     var frozen = self
     frozen.row.isFrozen = { cell in cell.update(Device.self) { condition($0) } }
     return frozen
