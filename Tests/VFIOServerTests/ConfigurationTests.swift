@@ -1,3 +1,4 @@
+import Foundation
 import JSON
 import Testing
 import VFIOServer
@@ -84,6 +85,16 @@ private func group(_ fields: String) -> String {
     expected.limits.mappings = 5
     expected.limits.queuedReplies = 65536
     #expect(configuration == expected)
+  }
+
+  @Test func `can be the README's example`() throws {
+    let package = URL(filePath: #filePath).appending(path: "../../..").standardized
+    let readme = try String(contentsOf: package.appending(path: "README.md"), encoding: .utf8)
+    let parts = readme.components(separatedBy: "```")
+    let example = try #require(parts.first { $0.hasPrefix("json\n") }).dropFirst("json".count)
+    let configuration = try read(String(example))
+    #expect(configuration.groups[0].apertures == Configuration.builtIn.groups[0].apertures)
+    #expect(configuration.limits.mappings == 1000)
   }
 
   @Test func `may give the owner as a uid`() throws {
