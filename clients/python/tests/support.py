@@ -39,6 +39,22 @@ def binary() -> Path:
     return path
 
 
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a server that is expected to end by itself."""
+    return subprocess.run(
+        [os.fspath(binary()), *arguments], capture_output=True, text=True, timeout=TIMEOUT
+    )
+
+
+def expect_sentence(result: "subprocess.CompletedProcess[str]", *words: str) -> None:
+    """The server refused to start: a status that is no success and no signal, one sentence, no trace."""
+    assert 0 < result.returncode < 128, f"status {result.returncode}: {result.stderr}"
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
 def until(condition: Callable[[], bool], what: str) -> None:
     """Waits until `condition` holds; fails after `TIMEOUT`."""
     deadline = time.monotonic() + TIMEOUT
@@ -135,12 +151,13 @@ class Server:
         """Takes the present number of descriptors as the level to return to."""
         self.level = self.descriptors()
 
-    def check_level(self) -> None:
-        count = self.level
+    def check_level(self, level: int | None = None) -> None:
+        """The server has no more descriptors than at `mark`, or than `level`."""
+        level = self.level if level is None else level
         deadline = time.monotonic() + 5
-        while (count := self.descriptors()) > self.level and time.monotonic() < deadline:
+        while (count := self.descriptors()) > level and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert count <= self.level, f"the server holds {count} descriptors instead of {self.level}"
+        assert count <= level, f"the server holds {count} descriptors instead of {level}"
 
     def check_alive(self) -> None:
         """The server still serves others."""
