@@ -123,17 +123,16 @@ public final class Group: Sendable {
   /// Gives back a reference to a device. With the last one the device leaves, and the caller has to
   /// complete its removal.
   func drop(_ device: BusDevice) -> (any DeviceOperations, Removal)? {
-    state.withLock { state in state.dropDevice(device) }
-  }
-}
-
-extension Group.State {
-  mutating func dropDevice(_ device: BusDevice) -> (any DeviceOperations, Removal)? {
-    guard let index = devices.firstIndex(where: { $0.device === device }) else { return nil }
-    devices[index].references -= 1
-    // The driver's reference goes with a removal only, so the last one has one.
-    guard devices[index].references == 0, let removal = devices[index].removal else { return nil }
-    return (devices.remove(at: index).operations, removal)
+    state.withLock { state in
+      guard let index = state.devices.firstIndex(where: { $0.device === device }) else {
+        return nil
+      }
+      state.devices[index].references -= 1
+      guard state.devices[index].references == 0 else { return nil }
+      // The driver gives its reference back in a removal only, so the last one to go has one.
+      let last = state.devices.remove(at: index)
+      return last.removal.map { (last.operations, $0) }
+    }
   }
 }
 

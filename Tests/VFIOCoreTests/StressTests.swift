@@ -19,7 +19,7 @@ import VFIOCore
     let shared = Container(registry: world.registry)
     DispatchQueue.concurrentPerform(iterations: 6) { thread in
       var random = SplitMix(state: seed << 32 | UInt64(thread))
-      for _ in 0..<300 {
+      for _ in 0..<1000 {
         if thread < 4 {
           useDevice(of: world.registry, sharing: shared, &random)
         } else {
