@@ -3,7 +3,7 @@ import SystemPackage
 
 // Lock order. A lock may be taken while those to its left are held, never the other way round:
 //
-//   IOMMUGroup.bus → Group.state → Container.state → Registry.drivers, Registry.groups
+//   IOMMUGroup.bus → Group.state → Container.state → Registry.drivers, Registry.groupList
 //
 // The registry's locks and `BusDevice.binding` are leaves: nothing is locked and nobody is called
 // under them. Drivers are asked and opened, and groups attached and detached, under the container's
