@@ -36,6 +36,7 @@ struct IOVAMap {
     var slot: Int
   }
 
+  /// How many chunks are allocated, which is what the map's memory depends on.
   var chunkCount: Int { chunks.count }
 
   /// All mappings, in the order of their addresses.

@@ -56,12 +56,11 @@ extension Type1 {
   private static func copyPiece(
     _ length: Int, toPageEnd: Int, _ copy: (Int) throws(Errno) -> Void
   ) -> Int {
-    for length in length > toPageEnd ? [length, toPageEnd] : [length] {
-      do {
-        try copy(length)
-        return length
-      } catch {}
+    do {
+      try copy(length)
+      return length
+    } catch {
+      return length > toPageEnd ? copyPiece(toPageEnd, toPageEnd: toPageEnd, copy) : 0
     }
-    return 0
   }
 }

@@ -1,4 +1,5 @@
 import Dispatch
+import Glibc
 import Locks
 import Synchronization
 import SystemPackage
@@ -20,25 +21,87 @@ private final class RevocableMemory: DMAMemory {
 
   func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) { check() }
 
+  /// Looks for as long as a copy may take, and not just once.
   private func check() {
-    if isUnmapped.load(ordering: .sequentiallyConsistent) {
+    for _ in 0..<100 where isUnmapped.load(ordering: .sequentiallyConsistent) {
       lateAccesses.add(1, ordering: .relaxed)
     }
   }
 }
 
+/// Memory whose read lasts until its mapping is gone, or long enough to be sure that it stays.
+private final class SlowMemory: DMAMemory {
+  let isBeingRead = DispatchSemaphore(value: 0)
+  let isUnmapped = Atomic(false)
+  let wasUnmappedWhileRead = Atomic(false)
+
+  func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno) {
+    isBeingRead.signal()
+    for _ in 0..<50_000 {
+      if isUnmapped.load(ordering: .sequentiallyConsistent) {
+        wasUnmappedWhileRead.store(true, ordering: .relaxed)
+        return
+      }
+      sched_yield()
+    }
+  }
+
+  func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) {}
+}
+
+/// Runs the body in several threads of their own at a time.
+private func concurrently(_ threads: Int, _ body: @escaping @Sendable (Int) -> Void) {
+  let group = DispatchGroup()
+  for thread in 0..<threads {
+    DispatchQueue(label: "thread \(thread)").async(group: group) { body(thread) }
+  }
+  group.wait()
+}
+
 @Suite struct Type1ConcurrencyTests {
+  @Test(arguments: Version.allCases, [false, true])
+  func `an unmap returns only when no transfer uses the range`(
+    version: Version, isSocket: Bool
+  ) throws {
+    let iommu = try version.open()
+    let memory = SlowMemory()
+    let owner = DMAOwner(number: isSocket ? 1 : 0)
+    try iommu.map(
+      DMAMapping(iova: 0, size: page, offset: 0, access: .read, owner: owner),
+      from: TestSource(memory: memory))
+    let failures = Atomic(0)
+    concurrently(2) { thread in
+      do {
+        if thread == 0 {
+          _ = try iommu.dmaRead(0, count: 4)
+        } else {
+          memory.isBeingRead.wait()
+          if isSocket {
+            try iommu.unmap(iova: 0, size: page, owner: owner)
+          } else {
+            try iommu.unmapDMA(0, size: page)
+          }
+          memory.isUnmapped.store(true, ordering: .sequentiallyConsistent)
+        }
+      } catch {
+        failures.add(1, ordering: .relaxed)
+      }
+    }
+    #expect(failures.load(ordering: .relaxed) == 0)
+    let wasUnmappedWhileRead = memory.wasUnmappedWhileRead.load(ordering: .relaxed)
+    #expect(!wasUnmappedWhileRead)
+  }
+
   @Test(arguments: Version.allCases)
   func `several threads map, unmap and transfer, and no transfer uses what is unmapped`(
     version: Version
   ) throws {
     let iommu = try version.open()
     let pagesOfThread: UInt64 = 8
-    let late = Atomic(0)
+    let memories = Mutex<[RevocableMemory]>([])
     let failures = Atomic(0)
-    let transferred = Atomic(0)
 
-    DispatchQueue.concurrentPerform(iterations: 6) { thread in
+    concurrently(6) { thread in
       var random = SeededGenerator(seed: UInt64(thread))
       if thread < 3 {
         let base = UInt64(thread) * pagesOfThread * page
@@ -67,13 +130,12 @@ private final class RevocableMemory: DMAMemory {
             failures.add(1, ordering: .relaxed)
           }
           memory.isUnmapped.store(true, ordering: .sequentiallyConsistent)
-          late.add(memory.lateAccesses.load(ordering: .relaxed), ordering: .relaxed)
+          memories.withLock { $0.append(memory) }
         }
       } else {
         for _ in 0..<15_000 {
           let iova = UInt64.random(in: 0..<3 * pagesOfThread * page, using: &random)
           if let bytes = try? iommu.dmaRead(iova, count: 16) {
-            transferred.add(1, ordering: .relaxed)
             if bytes != [UInt8](repeating: 0x5A, count: 16) {
               failures.add(1, ordering: .relaxed)
             }
@@ -85,7 +147,8 @@ private final class RevocableMemory: DMAMemory {
       }
     }
     #expect(failures.load(ordering: .relaxed) == 0)
-    #expect(late.load(ordering: .relaxed) == 0)
+    let late = memories.withLock { $0.reduce(0) { $0 + $1.lateAccesses.load(ordering: .relaxed) } }
+    #expect(late == 0)
     #expect(try iommu.availableMappings == 65535)
   }
 }
