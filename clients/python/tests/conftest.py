@@ -32,9 +32,8 @@ def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
             server.stop()
             assert "Fatal error" not in server.output()
     finally:
-        if server.process.poll() is None:
-            server.kill()
-            print(server.output())
+        server.kill()
+        print(server.output())
 
 
 @pytest.fixture

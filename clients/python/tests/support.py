@@ -112,7 +112,7 @@ class Server:
         assert left == [], "the server left sockets behind"
 
     def kill(self) -> None:
-        """Ends the server without giving it a chance to clean up."""
+        """Ends the server, if it still runs, without giving it a chance to clean up."""
         self.process.kill()
         self.process.wait()
         self._log.close()
