@@ -3,7 +3,7 @@ import VFIOPCI
 /// QEMU's teaching device (docs/specs/edu.rst): inverts, computes factorials, copies by DMA, interrupts.
 struct Edu: PCIDevice {
   static let identity = PCIIdentity(
-    vendor: 0x1234, device: 0x11E8, revision: 0x10, classCode: 0xFF_00_00,
+    vendor: 0x1234, device: 0x11E8, revision: 0x10, classCode: 0x00_FF_00,
     subsystem: (vendor: 0x1AF4, device: 0x1100))
   static let interrupts = Interrupts(intx: true, msi: 1)
 

@@ -44,7 +44,7 @@ struct Version {
     guard body.count > 4 else { return .object([]) }
     var end = 4
     while end < body.count, body[end] != 0 { end += 1 }
-    guard end < body.count else { throw .invalidArgument }
+    guard end == body.count - 1 else { throw .invalidArgument }
     do throws(JSONError) {
       let document = JSONReader(try JSONValue(parsing: body.extracting(4..<end)))
       _ = try document.members()
@@ -54,6 +54,13 @@ struct Version {
       for member in try proposed.members() {
         let ours: Int
         switch member.name {
+        case "write_multiple":
+          _ = try member.reader.bool()
+          continue
+        case "twin_socket":
+          _ = try member.reader["supported"].bool(default: false)
+          _ = try member.reader.members()
+          continue
         case "max_msg_fds": ours = limits.messageDescriptors
         case "max_data_xfer_size": ours = limits.maxDataTransferSize
         case "max_dma_maps": ours = limits.mappings

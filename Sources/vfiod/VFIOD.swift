@@ -36,6 +36,8 @@ struct VFIOD: ParsableCommand {
     var logger = Logger(label: "vfiod")
     logger.logLevel = logLevel
 
+    // Before anyone can see the server, or a signal sent at once would be lost.
+    let signals = Signals()
     let server: Server
     do {
       server = try Server(
@@ -46,7 +48,7 @@ struct VFIOD: ParsableCommand {
       complain("vfiod: \(error)")
       throw ExitCode.failure
     }
-    Self.waitForSignal()
+    signals.wait()
     server.stop()
   }
 
@@ -67,21 +69,25 @@ struct VFIOD: ParsableCommand {
     }
     return try Configuration(parsing: text.span, file: path, names: Server.names)
   }
+}
 
-  /// Returns on SIGINT or SIGTERM. A second one ends the process, should the first not have.
-  private static func waitForSignal() {
-    let arrived = DispatchSemaphore(value: 0)
+/// SIGINT and SIGTERM, which end the server instead of the process.
+private struct Signals {
+  private let arrived = DispatchSemaphore(value: 0)
+  private let sources: [any DispatchSourceSignal]
+
+  init() {
     let queue = DispatchQueue(label: "vfiod.signals")
-    let sources = [SIGINT, SIGTERM].map { number in
+    sources = [SIGINT, SIGTERM].map { [arrived] number in
       ignoreSignal(number)
       let source = DispatchSource.makeSignalSource(signal: number, queue: queue)
       source.setEventHandler { @Sendable in arrived.signal() }
       source.activate()
       return source
     }
-    arrived.wait()
-    for source in sources { source.cancel() }
   }
+
+  func wait() { arrived.wait() }
 }
 
 extension Logger.Level: @retroactive ExpressibleByArgument {}
