@@ -7,14 +7,11 @@ import VFIOCore
 /// it disables it. A trigger is signalled only by the holder of the device's lock, so it can be
 /// replaced at any time.
 struct InterruptLines {
-  enum Kind: Int {
+  enum Kind: Int, CaseIterable {
     case intx, msi, msix, error, request
-    static let count: UInt32 = 5
 
     init(_ index: UInt32) throws(Errno) {
-      guard index < Self.count, let kind = Kind(rawValue: Int(index)) else {
-        throw .invalidArgument
-      }
+      guard let kind = Kind(rawValue: Int(index)) else { throw .invalidArgument }
       self = kind
     }
   }
@@ -91,11 +88,7 @@ struct InterruptLines {
 
   /// The last client has gone.
   mutating func removeTriggers() {
-    for kind in triggers.indices {
-      for vector in triggers[kind].indices { triggers[kind][vector] = nil }
-    }
-    inUse = nil
-    isMasked = false
+    for kind in Kind.allCases { disable(kind) }
   }
 
   /// The administrator wants the device back.
@@ -202,7 +195,7 @@ struct InterruptLines {
   private mutating func disable(_ kind: Kind) {
     for vector in triggers[kind.rawValue].indices { triggers[kind.rawValue][vector] = nil }
     inUse = nil
-    if kind == .intx { isMasked = false }
+    isMasked = false
   }
 
   /// Signals as if the device had, for tests of the way to the client.

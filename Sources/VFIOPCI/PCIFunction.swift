@@ -89,7 +89,8 @@ public final class PCIFunction: DeviceOperations {
 
   public var information: DeviceInformation {
     DeviceInformation(
-      flags: 1 | 2, regions: UInt32(Self.regionCount), interrupts: InterruptLines.Kind.count)
+      flags: 1 | 2, regions: UInt32(Self.regionCount),
+      interrupts: UInt32(InterruptLines.Kind.allCases.count))
   }
 
   public func region(_ index: UInt32) throws(Errno) -> RegionInformation {

@@ -159,7 +159,8 @@ import VFIOPCI
     try edu.reset()
     #expect(try edu.get(0, R.command) == UInt64(0))
     memory.setClosed(false)
-    // The next transfer on the same queue shows that the old one has ended, and left nothing.
+    // The queue is serial: once an empty transfer has finished, the old one has ended.
+    try copy(0, Self.buffer, 0, 1)
     try copy(Self.buffer, 8192, 4096, 3)
     #expect(try memory.bytes(8192, 4096) == [UInt8](repeating: 0, count: 4096))
     #expect(try edu.get(0, R.causes) == UInt32(0))

@@ -213,6 +213,15 @@ enum EduRegister {
 
   // MARK: Sessions
 
+  @Test func `a first open lets INTx through that the last client had disabled`() throws {
+    try edu.set(7, 4, UInt16(0x0402))
+    edu.release()
+    try edu.open(ClientMemory([]).dma, keepingState: false)
+    try edu.trigger(0, .triggers([trigger]))
+    try edu.set(0, R.raise, UInt32(1))
+    #expect(trigger.count == 1)
+  }
+
   @Test func `a reset clears the registers and deasserts INTx`() throws {
     try edu.set(0, R.raise, UInt32(1))
     try edu.set(0, R.source, UInt64(5))

@@ -50,6 +50,14 @@ private let request: UInt32 = 4
     }
   }
 
+  @Test mutating func `an empty range that begins beyond the vectors fails with EINVAL`() throws {
+    try lines.set(msix, .trigger, .triggers([trigger]))
+    try lines.set(msix, .trigger, .triggers([]), start: 7, count: 0)
+    #expect(throws: Errno.invalidArgument) {
+      try lines.set(msix, .trigger, .triggers([]), start: 8, count: 0)
+    }
+  }
+
   @Test mutating func `data that are fewer than the count fail with EINVAL`() {
     #expect(throws: Errno.invalidArgument) {
       try lines.set(msix, .trigger, .triggers([trigger]), count: 2)
@@ -138,6 +146,24 @@ private let request: UInt32 = 4
       try lines.set(intx, .mask, .triggers([Trigger()]))
     }
     try lines.set(intx, .unmask, .triggers([nil]))
+  }
+
+  @Test mutating func `INTx that was disabled while masked comes back unmasked`() throws {
+    try lines.set(intx, .trigger, .triggers([trigger]))
+    try lines.set(intx, .mask, .none)
+    try lines.set(intx, .trigger, .none, count: 0)
+    try lines.set(intx, .trigger, .triggers([trigger]))
+    lines.raise(0)
+    #expect(trigger.count == 1)
+  }
+
+  @Test mutating func `a client finds INTx unmasked, however the last one left it`() throws {
+    try lines.set(intx, .trigger, .triggers([trigger]))
+    try lines.set(intx, .mask, .none)
+    lines.removeTriggers()
+    try lines.set(intx, .trigger, .triggers([trigger]))
+    lines.raise(0)
+    #expect(trigger.count == 1)
   }
 
   // MARK: Messages

@@ -80,6 +80,11 @@ private struct Sample: PCIDevice {
     #expect(try device.get(0, 0x10) == UInt64(0x1_0001))
   }
 
+  @Test func `a write runs no effect of the register before it`() throws {
+    try device.set(0, 0x18, UInt32(0))
+    #expect(try device.get(0, 0x18) == UInt32(0))
+  }
+
   @Test func `a frozen register ignores writes until it thaws`() throws {
     try device.set(0, 0x04, UInt32(0xDEAD))
     try device.set(0, 0x1C, UInt32(8))
