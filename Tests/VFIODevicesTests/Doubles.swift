@@ -129,7 +129,7 @@ extension DeviceOperations {
 
 /// Waits for a device's queue; false after a bound that only a hang reaches.
 func eventually(_ condition: () throws -> Bool) rethrows -> Bool {
-  for _ in 0..<20_000_000 {
+  for _ in 0..<5_000_000 {
     if try condition() { return true }
     sched_yield()
   }
