@@ -1,6 +1,7 @@
 """Every test that names `server` has one of its own, which must stop cleanly and leak nothing."""
 
 import gc
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,12 @@ def pytest_runtest_makereport(item, call):  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
-    server = Server(tmp_path / "vfiod")
+    arguments: list[str] = []
+    if marker := request.node.get_closest_marker("configuration"):
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps(marker.args[0]))
+        arguments = ["--config", str(file)]
+    server = Server(tmp_path / "vfiod", *arguments)
     try:
         server.wait_until_ready()
         warm_up(server)

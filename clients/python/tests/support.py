@@ -168,12 +168,16 @@ class Server:
 
 def warm_up(server: Server) -> None:
     """Goes every way once, so that what the server keeps for good is there before counting."""
-    with server.connect() as root, attach(root, EDU), attach(root, SCRATCH) as (_, group):
-        with group.open_device(SCRATCH):
-            pass
-    for name in (EDU, SCRATCH):
-        with server.device(name):
-            pass
+    with server.connect() as root:
+        for name, id in GROUP_OF.items():
+            with contextlib.suppress(vfiod.VFIOError), root.open_container() as container:
+                with root.open_group(id) as group:
+                    group.set_container(container)
+                    container.set_iommu(vfiod.IOMMUType.TYPE1v2)
+                    group.open_device(name).close()
+    for path in (server.directory / "devices").iterdir():
+        with contextlib.suppress(vfiod.VFIOError):
+            vfiod.Device.connect(path, TIMEOUT).close()
 
 
 @contextlib.contextmanager

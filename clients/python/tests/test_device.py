@@ -347,14 +347,14 @@ def test_a_reset_keeps_the_command_register(scratch: vfiod.Device) -> None:
 def test_the_first_open_through_a_group_resets_and_enables_decoding_only(root: vfiod.Root) -> None:
     with attach(root, EDU) as (_, group):
         with group.open_device(EDU) as device:
-            assert device.config.read16(4) & 0x0007 == 0x0002
+            assert device.config.read16(4) & 0x0007 == 0x0003
             device.enable_bus_master()
             device.region(0).write32(0x04, 0x1234)
             with group.open_device(EDU) as second:
                 assert second.config.read16(4) & 0x0004
                 assert second.region(0).read32(0x04) == 0xFFFF_EDCB
         with group.open_device(EDU) as device:
-            assert device.config.read16(4) & 0x0007 == 0x0002
+            assert device.config.read16(4) & 0x0007 == 0x0003
             assert device.region(0).read32(0x04) != 0xFFFF_EDCB
 
 
