@@ -46,7 +46,8 @@ extension DeviceSession {
     reply.append(needed)
     reply.append(flags)
     reply.append(index)
-    reply.append(UInt32(areas.isEmpty || !fits ? 0 : 32))
+    // Also where the capability itself is cut off: QEMU refuses the flag with an offset of 0.
+    reply.append(UInt32(areas.isEmpty ? 0 : 32))
     reply.append(region.size)
     reply.append(UInt64(0))  // where the region starts in its descriptor
     guard fits else { return }

@@ -115,16 +115,16 @@ extension Service {
       let peer = try socket.peer()
       let number = nextNumber()
       let logger = logger
-      try loop.add(
-        connection(socket, session(peer, number), number: number) {
-          logger.debug("disconnected", metadata: ["connection": "\(number)"])
-        })
       logger.debug(
         "connected",
         metadata: [
           "connection": "\(number)", "to": "\(name)", "process": "\(peer.process)",
           "user": "\(peer.user)",
         ])
+      try loop.add(
+        connection(socket, session(peer, number), number: number) {
+          logger.debug("disconnected", metadata: ["connection": "\(number)"])
+        })
     } catch {
       logger.warning("connection lost: \(error)")
     }

@@ -1,0 +1,150 @@
+import LinuxIO
+import SystemPackage
+import VFIOStream
+import VFIOWire
+
+/// The messages of a connection in both directions: what has arrived and isn't handled, and what is
+/// answered and isn't sent. A value, so that a whole turn is one access to its owner's state.
+struct Exchange {
+  private var input: Input
+  private var output = Output()
+  private var sender: Credentials?
+  /// Descriptors sent that the client may not have read yet.
+  private var undelivered = 0
+  /// The client reads no more; what it sent before still counts.
+  private var isDeaf = false
+  private let limits: ConnectionLimits
+
+  enum State {
+    /// All that has arrived is answered.
+    case open
+    /// The client doesn't read its replies: nothing more is read from it until it does.
+    case blocked
+    /// The peer has closed, or must be closed.
+    case finished
+  }
+
+  init(_ session: any Session, _ limits: ConnectionLimits) {
+    self.limits = limits
+    input = Input(limit: session.messageLimit, descriptorLimit: limits.messageDescriptors)
+  }
+
+  /// `Connection.serve`; throws when the socket has failed.
+  mutating func serve(
+    _ session: any Session, _ socket: Socket, wait: Bool, _ settle: () -> Void
+  ) throws(Errno) -> State {
+    // What the client has not read may hold back messages that have already arrived.
+    let state = try answer(session, socket, wait: wait, settle)
+    guard case .open = state else { return state }
+    let received = try input.withRoom { room throws(Errno) in
+      try socket.receive(into: &room, wait: wait)
+    }
+    guard let received else { return .open }
+    if received.count == 0 { return .finished }
+    if let sender = received.sender { self.sender = sender }
+    input.received(
+      received.count, descriptors: received.descriptors, truncated: received.truncated)
+    return try answer(session, socket, wait: wait, settle)
+  }
+
+  /// Answers all whole messages that have arrived.
+  private mutating func answer(
+    _ session: any Session, _ socket: Socket, wait: Bool, _ settle: () -> Void
+  ) throws(Errno) -> State {
+    while true {
+      let more = handleMessages(session, socket, settle)
+      guard try flush(socket, wait: wait) else { return .blocked }
+      if session.isFinished { return .finished }
+      switch more {
+      case .no: return .open
+      case .yes: continue
+      case .never: return .finished
+      }
+    }
+  }
+
+  private enum More { case no, yes, never }
+
+  /// Handles messages until none is left or replies have piled up.
+  private mutating func handleMessages(
+    _ session: any Session, _ socket: Socket, _ settle: () -> Void
+  ) -> More {
+    while output.count < limits.queuedReplies {
+      switch input.next() {
+      case .incomplete:
+        return .no
+      case .impossible(let header):
+        if !header.flags.contains(.noReply) {
+          output.begin(replyTo: header)
+          output.fail(UInt32(bitPattern: Errno.invalidArgument.rawValue))
+        }
+        return .never
+      case .message(let header, let body, let descriptors, let damaged):
+        settle()
+        var request = Request(header: header, descriptors: descriptors, sender: sender)
+        if undelivered >= limits.undeliveredDescriptors { request.mayHandOut = isCollected(socket) }
+        output.begin(replyTo: header)
+        do throws(Errno) {
+          guard header.flags.isDisjoint(with: .type), !damaged else { throw .invalidArgument }
+          let bytes = input.bytes
+          try session.handle(request, bytes.span.extracting(body), &output)
+          if header.flags.contains(.noReply) {
+            output.discard()
+          } else {
+            undelivered += output.finish()
+          }
+        } catch {
+          if header.flags.contains(.noReply) {
+            output.discard()
+          } else {
+            output.fail(UInt32(bitPattern: error.rawValue))
+          }
+        }
+        if header.command == .version { input.limit = session.messageLimit }
+        if session.isFinished { return .never }
+      }
+    }
+    return .yes
+  }
+
+  /// Whether the client has read all that it was sent.
+  private mutating func isCollected(_ socket: Socket) -> Bool {
+    guard output.count == 0, socket.unread() == 0 else { return false }
+    undelivered = 0
+    return true
+  }
+
+  /// Sends what is to be sent; false when the client doesn't take it now.
+  private mutating func flush(_ socket: Socket, wait: Bool) throws(Errno) -> Bool {
+    while output.count > 0 {
+      let (range, descriptors) = output.next
+      if isDeaf {
+        output.sent(range.count)
+        continue
+      }
+      do throws(Errno) {
+        let sent = try output.withBytes(range) { bytes throws(Errno) in
+          try socket.send(bytes, with: descriptors, wait: wait)
+        }
+        guard let sent else { return false }
+        output.sent(sent)
+      } catch {
+        // The client has closed. The rest of what it sent is still handled, as writes to a file that
+        // is closed right afterwards are.
+        guard error == .brokenPipe else { throw error }
+        isDeaf = true
+      }
+    }
+    return true
+  }
+}
+
+/// What a connection may cost.
+struct ConnectionLimits: Sendable {
+  /// Descriptors that one message may bring.
+  var messageDescriptors: Int
+  /// Bytes of replies after which no further message is handled before some are sent.
+  var queuedReplies: Int
+  /// Descriptors sent and not yet read, after which no more are handed out.
+  var undeliveredDescriptors: Int
+}
