@@ -35,7 +35,8 @@ let package = Package(
     .target(
       name: "VFIOServer",
       dependencies: [
-        "LinuxIO", "JSON", "Locks", "VFIOCore", "VFIOIOMMU", "VFIOWire", "VFIOStream", "VFIODevices",
+        "LinuxIO", "JSON", "Locks", "VFIOCore", "VFIOIOMMU", "VFIOWire", "VFIOStream",
+        "VFIODevices",
         system, logging,
       ], swiftSettings: settings),
     .executableTarget(

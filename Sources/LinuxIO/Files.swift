@@ -87,6 +87,8 @@ public func userID(named name: String) -> UInt32? {
 
 public func effectiveUser() -> UInt32 { geteuid() }
 
+public func effectiveGroup() -> UInt32 { getegid() }
+
 extension Descriptor {
   /// `/dev/null`, as a descriptor to give up when there are no more.
   public static func null() throws(Errno) -> Descriptor {

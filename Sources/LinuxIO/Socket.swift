@@ -29,7 +29,7 @@ public struct Socket: Sendable {
     let socket = try Socket()
     // Sound: the address is valid for the closure's duration.
     try unsafe withAddress(of: path) { address, size throws(Errno) in
-            _ = try call { unsafe Glibc.connect(socket.descriptor.rawValue, address, size) }
+      _ = try call { unsafe Glibc.connect(socket.descriptor.rawValue, address, size) }
     }
     return socket
   }

@@ -24,18 +24,14 @@ public struct Configuration: Sendable, Equatable {
     public var owner: UInt32?
     /// The permission bits of the group and of its device sockets.
     public var mode: UInt32
-    /// The IOVA that containers with this group may map, ascending and disjoint.
-    public var apertures: [ClosedRange<UInt64>]
     public var devices: [Device]
 
     public init(
-      id: UInt32, owner: UInt32? = nil, mode: UInt32 = 0o600,
-      apertures: [ClosedRange<UInt64>] = IOMMULimits.pc.apertures, devices: [Device]
+      id: UInt32, owner: UInt32? = nil, mode: UInt32 = 0o600, devices: [Device]
     ) {
       self.id = id
       self.owner = owner
       self.mode = mode
-      self.apertures = apertures
       self.devices = devices
     }
   }
@@ -75,6 +71,8 @@ public struct Configuration: Sendable, Equatable {
     public var undeliveredDescriptors = 64
     /// vfio-user's `max_data_xfer_size`, in bytes.
     public var maxDataTransferSize = 1 << 20
+    /// The IOVA that containers may map, ascending and disjoint. Device sockets may map any.
+    public var apertures = IOMMULimits.pc.apertures
     /// DMA mappings alive at a time in a container.
     public var mappings = IOMMULimits.pc.mappings
     /// Bytes of replies that wait for a client which doesn't read.

@@ -85,12 +85,11 @@ private struct Seen<Value: Hashable> {
 private func group(
   _ reader: JSONReader, _ names: Configuration.Names
 ) throws(JSONError) -> Configuration.Group {
-  try reader.requireFields(among: ["id", "owner", "mode", "apertures", "devices"])
+  try reader.requireFields(among: ["id", "owner", "mode", "devices"])
   var group = Configuration.Group(
     id: try reader["id"].integer(in: 0...UInt32.max), devices: [])
   if reader["owner"].exists { group.owner = try owner(reader["owner"], names.userID) }
   if reader["mode"].exists { group.mode = try mode(reader["mode"]) }
-  if reader["apertures"].exists { group.apertures = try apertures(reader["apertures"]) }
   for reader in try reader["devices"].elements() {
     group.devices.append(try device(reader, names.models))
   }
@@ -251,11 +250,12 @@ private func limits(_ reader: JSONReader) throws(JSONError) -> Configuration.Lim
         ("mappings", \.mappings, 1...(16 << 20)),
         ("queued_replies", \.queuedReplies, 64 << 10...1 << 30),
       ]
-  try reader.requireFields(among: fields.map(\.name))
+  try reader.requireFields(among: fields.map(\.name) + ["apertures"])
   var limits = Configuration.Limits()
   for (name, field, range) in fields {
     limits[keyPath: field] = try reader[name].integer(in: range, default: limits[keyPath: field])
   }
+  if reader["apertures"].exists { limits.apertures = try apertures(reader["apertures"]) }
   guard limits.queuedReplies >= limits.maxDataTransferSize else {
     throw reader["queued_replies"].error(
       "\(limits.queuedReplies) bytes don't hold a reply of max_data_xfer_size, \(limits.maxDataTransferSize)"

@@ -20,7 +20,8 @@ final class Connection: @unchecked Sendable {
   var socket: Socket? { openSocket.withLock { $0 } }
 
   init(
-    number: UInt64, socket: Socket, session: any Session, whenClosed: @escaping @Sendable () -> Void,
+    number: UInt64, socket: Socket, session: any Session,
+    whenClosed: @escaping @Sendable () -> Void,
     limits: ConnectionLimits
   ) {
     self.number = number

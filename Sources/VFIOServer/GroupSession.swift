@@ -61,7 +61,8 @@ final class GroupSession: Session {
     let session = DeviceSession(service, device, number: number)
     reply.append(Int64(0))
     reply.attach(try service.handOut(session, number: number))
-    service.logger.debug("device opened", metadata: ["device": "\(name)", "connection": "\(number)"])
+    service.logger.debug(
+      "device opened", metadata: ["device": "\(name)", "connection": "\(number)"])
   }
 
   func close() {

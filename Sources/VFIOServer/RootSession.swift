@@ -40,7 +40,8 @@ final class RootSession: Session {
     let number = service.nextNumber()
     let session = ContainerSession(service, container, number: number)
     reply.attach(
-      try service.handOut(session, as: .container(container), number: number, withCredentials: true))
+      try service.handOut(session, as: .container(container), number: number, withCredentials: true)
+    )
     service.logger.debug("container opened", metadata: ["container": "\(number)"])
   }
 

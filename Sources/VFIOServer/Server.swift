@@ -37,9 +37,7 @@ public final class Server: Sendable {
   ) throws {
     raiseDescriptorLimit()
     let directory = try DirectoryLock(path)
-    let user = effectiveUser()
-    let topology = try Topology(
-      configuration, file: file, directory: directory.path, user: user)
+    let topology = try Topology(configuration, file: file, directory: directory.path)
 
     let registry = Registry { report in
       switch report.level {
@@ -137,6 +135,6 @@ extension Configuration.Limits {
 
   /// What a container's IOMMU may hold.
   var iommu: IOMMULimits {
-    IOMMULimits(apertures: IOMMULimits.pc.apertures, mappings: mappings)
+    IOMMULimits(apertures: apertures, mappings: mappings)
   }
 }

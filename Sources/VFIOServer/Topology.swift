@@ -25,12 +25,14 @@ struct Topology: Sendable {
   /// Owner and mode of a group, as the file `/dev/vfio/26` has them.
   struct Access: Sendable {
     var owner: UInt32
+    /// The server's, which its sockets have too.
+    var group: UInt32
     var mode: UInt32
 
     /// Whether a user may read and write; root always may.
     func allows(_ peer: Credentials) -> Bool {
       if peer.user == 0 { return true }
-      let shift: UInt32 = peer.user == owner ? 6 : 0
+      let shift: UInt32 = peer.user == owner ? 6 : peer.group == group ? 3 : 0
       return (mode >> shift) & 6 == 6
     }
   }
@@ -38,7 +40,7 @@ struct Topology: Sendable {
   let groups: [Group]
 
   /// Makes the devices. Throws `ConfigurationError` for an option that its model refuses.
-  init(_ configuration: Configuration, file: String, directory: String, user: UInt32) throws {
+  init(_ configuration: Configuration, file: String, directory: String) throws {
     var groups: [Group] = []
     for (groupIndex, group) in configuration.groups.enumerated() {
       let iommuGroup = IOMMUGroup(id: group.id)
@@ -57,7 +59,9 @@ struct Topology: Sendable {
       groups.append(
         Group(
           iommuGroup: iommuGroup,
-          access: Access(owner: group.owner ?? user, mode: group.mode), devices: devices))
+          access: Access(
+            owner: group.owner ?? effectiveUser(), group: effectiveGroup(), mode: group.mode),
+          devices: devices))
     }
     self.groups = groups
   }

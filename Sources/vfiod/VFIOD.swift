@@ -28,7 +28,9 @@ struct VFIOD: ParsableCommand {
   @Option(help: "The topology and the limits, as JSON. Default: the built-in topology.")
   var config: String?
 
-  @Option(help: "What to log: trace, debug, info, notice, warning, error or critical.")
+  @Option(
+    help: "What to log: trace, debug, info, notice, warning, error or critical.",
+    transform: Self.logLevel)
   var logLevel: Logger.Level = .warning
 
   func run() throws {
@@ -50,6 +52,13 @@ struct VFIOD: ParsableCommand {
     }
     signals.wait()
     server.stop()
+  }
+
+  private static func logLevel(_ name: String) throws -> Logger.Level {
+    guard let level = Logger.Level(rawValue: name) else {
+      throw ValidationError("\(name) is not one of the levels")
+    }
+    return level
   }
 
   private static func defaultDirectory() throws -> String {
@@ -89,5 +98,3 @@ private struct Signals {
 
   func wait() { arrived.wait() }
 }
-
-extension Logger.Level: @retroactive ExpressibleByArgument {}

@@ -35,7 +35,7 @@ import VFIOPCI
 
   @Test func `the header says who the devices are`() throws {
     #expect(try edu.get(7, 0x00) == UInt32(0x11E8_1234))
-    #expect(try edu.get(7, 0x08) == UInt32(0xFF00_0010))
+    #expect(try edu.get(7, 0x08) == UInt32(0x00FF_0010))
     #expect(try edu.get(7, 0x0E) == UInt8(0))
     #expect(try edu.get(7, 0x2C) == UInt32(0x1100_1AF4))
     #expect(try edu.get(7, 0x3D) == UInt8(1))

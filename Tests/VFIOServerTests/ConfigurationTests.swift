@@ -44,14 +44,14 @@ private func group(_ fields: String) -> String {
           {"id": 26, "devices": [
             {"address": "0000:06:0d.0", "model": "edu"},
             {"address": "0000:06:0d.1", "driver": "pci-stub"}]},
-          {"id": 27, "mode": "0600", "apertures": [
-            [0, "0xfedfffff"], ["0xfef00000", 281474976710655]], "devices": [
+          {"id": 27, "mode": "0600", "devices": [
             {"address": "0000:07:00.0", "model": "scratch", "driver": "vfio-pci", "options": {}}]},
           {"id": 28, "devices": [
             {"address": "0000:08:00.0", "model": "edu"},
             {"address": "0000:08:00.1", "driver": "e1000"}]}],
          "iommu_drivers": ["type1"],
-         "limits": {"connections": 4096, "message_descriptors": 16, "undelivered_descriptors": 64,
+         "limits": {"apertures": [[0, "0xfedfffff"], ["0xfef00000", 281474976710655]],
+          "connections": 4096, "message_descriptors": 16, "undelivered_descriptors": 64,
           "max_data_xfer_size": 1048576, "mappings": 65535, "queued_replies": 4194304}}
         """) == .builtIn)
   }
@@ -59,17 +59,17 @@ private func group(_ fields: String) -> String {
   @Test func `sets every field`() throws {
     let configuration = try read(
       """
-      {"groups": [{"id": 4294967295, "owner": "alice", "mode": "0660", "apertures": [[4096, "0xFFFF"]],
+      {"groups": [{"id": 4294967295, "owner": "alice", "mode": "0660",
         "devices": [{"address": "abcd:ef:1f.7", "model": "edu", "driver": null, "socket": "/run/edu",
           "options": {"mask": "0xffffffff", "most": 18446744073709551615, "on": true, "name": "x"}}]}],
        "iommu_drivers": ["spapr-tce", "type1"],
-       "limits": {"connections": 1, "message_descriptors": 2, "undelivered_descriptors": 3,
+       "limits": {"apertures": [[4096, "0xFFFF"]], "connections": 1, "message_descriptors": 2, "undelivered_descriptors": 3,
         "max_data_xfer_size": 4096, "mappings": 5, "queued_replies": 65536}}
       """)
     var expected = Configuration(
       groups: [
         Configuration.Group(
-          id: .max, owner: 1000, mode: 0o660, apertures: [0x1000...0xFFFF],
+          id: .max, owner: 1000, mode: 0o660,
           devices: [
             Configuration.Device(
               "abcd:ef:1f.7", model: "edu", driver: nil,
@@ -78,6 +78,7 @@ private func group(_ fields: String) -> String {
               ], socket: "/run/edu")
           ])
       ], iommuDrivers: ["spapr-tce", "type1"])
+    expected.limits.apertures = [0x1000...0xFFFF]
     expected.limits.connections = 1
     expected.limits.messageDescriptors = 2
     expected.limits.undeliveredDescriptors = 3
@@ -93,7 +94,7 @@ private func group(_ fields: String) -> String {
     let parts = readme.components(separatedBy: "```")
     let example = try #require(parts.first { $0.hasPrefix("json\n") }).dropFirst("json".count)
     let configuration = try read(String(example))
-    #expect(configuration.groups[0].apertures == Configuration.builtIn.groups[0].apertures)
+    #expect(configuration.limits.apertures == Configuration.builtIn.limits.apertures)
     #expect(configuration.limits.mappings == 1000)
   }
 
@@ -127,7 +128,7 @@ private func group(_ fields: String) -> String {
     (#"{"group": []}"#, #"unknown field "group"; known are groups, iommu_drivers, limits"#),
     (
       group(#""colour": 1"#),
-      #"groups[0]: unknown field "colour"; known are id, owner, mode, apertures, devices"#
+      #"groups[0]: unknown field "colour"; known are id, owner, mode, devices"#
     ),
     (
       device(#""name": 1"#),
@@ -136,7 +137,7 @@ private func group(_ fields: String) -> String {
     (
       #"{"limits": {"speed": 1}}"#,
       #"limits: unknown field "speed"; known are connections, message_descriptors, "#
-        + "undelivered_descriptors, max_data_xfer_size, mappings, queued_replies"
+        + "undelivered_descriptors, max_data_xfer_size, mappings, queued_replies, apertures"
     ),
   ])
   func `with an unknown field is refused`(text: String, sentence: String) {
@@ -177,21 +178,22 @@ private func group(_ fields: String) -> String {
   ])
   func `with an aperture that isn't a pair of addresses is refused`(aperture: String) {
     #expect(
-      refusal(group(#""apertures": [\#(aperture)]"#))
-        == "groups[0].apertures[0]: \(aperture) is not a first and a last address such as "
+      refusal(#"{"limits": {"apertures": [\#(aperture)]}}"#)
+        == "limits.apertures[0]: \(aperture) is not a first and a last address such as "
         + #"[0, "0xfedfffff"]"#)
   }
 
   @Test(arguments: ["[[0,5],[5,9]]", "[[10,20],[0,5]]"])
   func `with apertures that overlap or descend is refused`(apertures: String) {
     #expect(
-      refusal(group(#""apertures": \#(apertures)"#))?
+      refusal(#"{"limits": {"apertures": \#(apertures)}}"#)?
         .hasSuffix("does not begin after the range before it") == true)
   }
 
   @Test func `with an empty list of apertures is refused`() {
     #expect(
-      refusal(group(#""apertures": []"#)) == "groups[0].apertures: [] leaves no address to map")
+      refusal(#"{"limits": {"apertures": []}}"#)
+        == "limits.apertures: [] leaves no address to map")
   }
 
   @Test(arguments: [
