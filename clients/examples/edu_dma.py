@@ -113,7 +113,8 @@ def main() -> None:
 def drive(device: vfiod.Device, memory: vfiod.DMAMemory, interrupt: vfiod.EventFD) -> None:
     """Everything between taking the device and letting go of it."""
     info = device.info()
-    step(f"{info.regions} regions, {info.interrupts} kinds of interrupt", "ioctl(device, VFIO_DEVICE_GET_INFO)")
+    what = f"{info.regions} regions, {info.interrupts} kinds of interrupt"
+    step(what, "ioctl(device, VFIO_DEVICE_GET_INFO)")
 
     bar = device.region(BAR0)
     step(f"identification {bar.read32(IDENTIFICATION):#010x}", "pread(device, ...)")

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import vfiod
 from support import EDU, SCRATCH, Server, attach, bus_master, warm_up
+
+import vfiod
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,7 +4,6 @@ import errno
 import os
 
 import pytest
-import vfiod
 from support import (
     FOREIGN,
     IOVA,
@@ -21,6 +20,8 @@ from support import (
     refused,
     unbind_foreign,
 )
+
+import vfiod
 from vfiod.wire import IRQ, Operation
 
 

@@ -9,7 +9,6 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-import vfiod
 from support import (
     EDU,
     IOVA,
@@ -25,6 +24,8 @@ from support import (
     in_child,
     refused,
 )
+
+import vfiod
 
 KINDS = ("container", "group", "device", "token")
 ORDERS = list(permutations(KINDS))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import vfiod
 from support import (
     EDU,
     EDU_BUFFER,
@@ -31,6 +30,8 @@ from support import (
     run,
     version_message,
 )
+
+import vfiod
 
 CARD = "0000:06:0d.0"
 CARD_2 = "0000:06:0d.1"

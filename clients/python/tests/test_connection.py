@@ -8,8 +8,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-import vfiod
 from support import TIMEOUT, refused
+
+import vfiod
 from vfiod import wire
 
 Pair = tuple[vfiod.Connection, socket.socket]

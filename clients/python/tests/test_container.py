@@ -3,8 +3,9 @@
 import errno
 
 import pytest
-import vfiod
 from support import EDU, attach, refused
+
+import vfiod
 from vfiod import wire
 from vfiod.wire import IOMMUType
 

@@ -4,9 +4,10 @@ import errno
 import os
 
 import pytest
-import vfiod
 from conftest import Edu
 from support import EDU, SCRATCH, Server, attach, refused
+
+import vfiod
 from vfiod import DeviceFlags, IRQFlags, IRQSet, wire
 from vfiod.wire import IRQ, Command
 

@@ -4,7 +4,6 @@ import errno
 import os
 
 import pytest
-import vfiod
 from conftest import Edu
 from support import (
     EDU,
@@ -24,9 +23,10 @@ from support import (
     refused,
     version_message,
 )
+
+import vfiod
 from vfiod import DMAFlags, wire
 from vfiod.wire import IRQ, Command
-
 
 # Who gets it
 

@@ -3,7 +3,6 @@
 import os
 
 import pytest
-import vfiod
 from conftest import Edu
 from support import (
     EDU_BUFFER,
@@ -25,6 +24,8 @@ from support import (
     edu_wait,
     until,
 )
+
+import vfiod
 from vfiod.wire import IRQ
 
 MSI_CAPABILITY = 0x05

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import vfiod
 from support import (
     EDU,
     SCRATCH,
@@ -23,6 +22,8 @@ from support import (
     read_request,
     version_message,
 )
+
+import vfiod
 from vfiod import wire
 from vfiod.wire import Command, Operation
 

@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import vfiod
 from support import EDU, SCRATCH, SECOND_EDU, STUB, Server, attach, refused, unbind_foreign
+
+import vfiod
 from vfiod import wire
 from vfiod.connection import HasFileno
-
 
 # Status
 

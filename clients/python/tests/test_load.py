@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import vfiod
 from support import (
     EDU,
     SCRATCH,
@@ -21,6 +20,8 @@ from support import (
     until,
     version_message,
 )
+
+import vfiod
 from vfiod import wire
 from vfiod.wire import Operation
 

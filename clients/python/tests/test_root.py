@@ -6,7 +6,6 @@ import os
 import socket
 
 import pytest
-import vfiod
 from support import (
     EDU,
     FOREIGN,
@@ -15,12 +14,14 @@ from support import (
     STUB,
     Server,
     attach,
-    expect_error,
     exchange,
+    expect_error,
     message,
     refused,
     version_message,
 )
+
+import vfiod
 from vfiod import wire
 
 

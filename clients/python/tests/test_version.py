@@ -4,7 +4,6 @@ import errno
 import json
 
 import pytest
-import vfiod
 from support import (
     EDU,
     SCRATCH,
@@ -17,6 +16,8 @@ from support import (
     read_request,
     version_message,
 )
+
+import vfiod
 from vfiod import wire
 from vfiod.wire import Command, Operation
 

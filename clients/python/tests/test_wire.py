@@ -12,11 +12,14 @@ def test_a_header_is_16_bytes_in_host_byte_order() -> None:
 
 
 def test_container_and_group_operations_have_the_numbers_of_the_kernels_ioctls() -> None:
-    assert wire.Operation.GET_API_VERSION == 0x3B64
-    assert wire.Operation.SET_IOMMU == 0x3B66
-    assert wire.Operation.GROUP_GET_DEVICE_FD == 0x3B6A
-    assert wire.Operation.IOMMU_MAP_DMA == 0x3B71
-    assert wire.Operation.IOMMU_DIRTY_PAGES == 0x3B75
+    numbers = {
+        wire.Operation.GET_API_VERSION: 0x3B64,
+        wire.Operation.SET_IOMMU: 0x3B66,
+        wire.Operation.GROUP_GET_DEVICE_FD: 0x3B6A,
+        wire.Operation.IOMMU_MAP_DMA: 0x3B71,
+        wire.Operation.IOMMU_DIRTY_PAGES: 0x3B75,
+    }
+    assert [int(operation) for operation in numbers] == list(numbers.values())
 
 
 def test_structures_have_the_kernels_sizes() -> None:

@@ -2,10 +2,11 @@
 
 from .client import Container, ExternalUser, Group, IOCTLResult, Root, connect
 from .connection import Connection, Descriptor, Message, Pending
-from .device import Device, MappedArea, Region, RegionInfo
+from .device import Device
 from .errors import Disconnected, VFIOError
 from .irq import EventFD
 from .memory import DMAMemory, Memory
+from .region import MappedArea, Region, RegionInfo
 from .wire import (
     IRQ,
     Command,

@@ -21,7 +21,7 @@ from . import wire
 from .connection import Connection, Descriptor, HasFileno, Message, negotiate, unpack
 from .device import Device
 from .memory import DMAMemory, Memory
-from .wire import DMAFlags, GroupStatus, IOMMUInfo, Operation, S64, U32, U64
+from .wire import S64, U32, U64, DMAFlags, GroupStatus, IOMMUInfo, Operation
 
 Self = TypeVar("Self", bound="Handle")
 
