@@ -33,6 +33,13 @@ def test_it_stops_at_a_signal_and_removes_its_sockets(tmp_path: Path, number: in
         server.stop(number)
 
 
+def test_a_signal_that_comes_as_soon_as_the_socket_is_there_is_not_lost(tmp_path: Path) -> None:
+    for turn in range(40):
+        server = Server(tmp_path / f"vfiod{turn}")
+        server.wait_until_ready()
+        server.stop()
+
+
 def test_it_stops_while_clients_use_everything(tmp_path: Path) -> None:
     server = Server(tmp_path / "vfiod")
     server.wait_until_ready()
