@@ -108,8 +108,3 @@ public func complain(_ sentence: String) {
   // Sound: the array outlives the call, which only reads it.
   _ = unsafe write(STDERR_FILENO, line, line.count)
 }
-
-/// Leaves a signal to those who wait for it.
-public func ignoreSignal(_ number: CInt) {
-  _ = signal(number, SIG_IGN)
-}

@@ -26,8 +26,11 @@ public struct Configuration: Sendable, Equatable {
     public var mode: UInt32
     public var devices: [Device]
 
+    /// The owner reads and writes, nobody else does.
+    public static let defaultMode: UInt32 = 0o600
+
     public init(
-      id: UInt32, owner: UInt32? = nil, mode: UInt32 = 0o600, devices: [Device]
+      id: UInt32, owner: UInt32? = nil, mode: UInt32 = defaultMode, devices: [Device]
     ) {
       self.id = id
       self.owner = owner

@@ -91,7 +91,7 @@ private func group(
   if reader["owner"].exists { group.owner = try owner(reader["owner"], names.userID) }
   if reader["mode"].exists { group.mode = try mode(reader["mode"]) }
   for reader in try reader["devices"].elements() {
-    group.devices.append(try device(reader, names.models))
+    group.devices.append(try readDevice(reader, names.models))
   }
   return group
 }
@@ -148,7 +148,8 @@ private func unsigned(_ reader: JSONReader) -> UInt64? {
   }
 }
 
-private func device(
+/// A device of the configuration, or of an ADD_DEVICE request.
+func readDevice(
   _ reader: JSONReader, _ models: [String]
 ) throws(JSONError) -> Configuration.Device {
   try reader.requireFields(among: ["address", "model", "driver", "options", "socket"])

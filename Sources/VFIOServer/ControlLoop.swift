@@ -24,6 +24,8 @@ final class ControlLoop: Sendable {
     var connections: [UInt64: Connection] = [:]
     /// Connections on loops of their own, among them.
     var own: Set<UInt64> = []
+    /// Connections whose reply has come, to be served again.
+    var answered: [UInt64] = []
     var isClosed = false
   }
 
@@ -80,9 +82,18 @@ final class ControlLoop: Sendable {
       } catch {
         break  // cannot happen: the set is ours
       }
-      for event in events where event.number != Self.wakeNumber {
+      for event in events {
+        if event.number == Self.wakeNumber {
+          resume()
+          continue
+        }
         guard let connection = table.withLock({ $0.connections[event.number] }) else { continue }
-        serve(connection)
+        // One that waits for a reply is served again when that is there.
+        if event.events == .hungUp, connection.events.isEmpty {
+          close(connection)
+        } else {
+          serve(connection)
+        }
       }
     }
     closeAll()
@@ -95,8 +106,25 @@ final class ControlLoop: Sendable {
     switch connection.serve(wait: false, settle: settle) {
     case .open: setEvents(.readable, of: connection)
     case .blocked: setEvents(.writable, of: connection)
+    case .waiting(let later):
+      // Only a hang-up is told meanwhile; the request goes on without its client.
+      setEvents([], of: connection)
+      later.whenComplete { [self, number = connection.number] in
+        table.withLock { $0.answered.append(number) }
+        wake.signal()
+      }
     case .finished: close(connection)
     }
+  }
+
+  /// Serves those whose reply has come.
+  private func resume() {
+    wake.clear()
+    let answered = table.withLock { table in
+      defer { table.answered = [] }
+      return table.answered.compactMap { table.connections[$0] }
+    }
+    for connection in answered { serve(connection) }
   }
 
   private func setEvents(_ events: Epoll.Events, of connection: Connection) {
@@ -143,6 +171,7 @@ final class ControlLoop: Sendable {
   /// Handles what a client sent before it hung up, and closes.
   private func drain(_ connection: Connection) {
     guard !connection.isServing else { return }
+    // One that waits for a reply is closed with the requests behind that unanswered.
     while case .open = connection.serve(wait: false) {}
     close(connection)
   }

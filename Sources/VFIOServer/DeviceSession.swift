@@ -85,7 +85,9 @@ final class DeviceSession: Session {
   private func negotiate(_ body: Span<UInt8>, _ reply: inout Output) throws(Errno) {
     do throws(Errno) {
       try version.negotiate(body, service.limits, &reply) { () throws(Errno) in
-        if let way { device = try way.open(service) }
+        guard let way else { return }
+        device = try way.open(service)
+        service.topology.entered(group: way.group, process: way.process, connection: number)
       }
     } catch {
       // Held by another client: it's told so and never waits.
@@ -99,7 +101,10 @@ final class DeviceSession: Session {
     guard let device else { return }
     device.iommu.unmapAll(owner: owner)
     device.release()
-    way?.leave(service)
+    if let way {
+      way.leave(service)
+      service.topology.left(group: way.group, connection: number)
+    }
     logDevice("device closed")
   }
 

@@ -13,6 +13,8 @@ struct Exchange {
   private var undelivered = 0
   /// The client reads no more; what it sent before still counts.
   private var isDeaf = false
+  /// The request whose reply is to come.
+  private var waiting: (request: Header, later: Later)?
   private let limits: ConnectionLimits
 
   enum State {
@@ -20,6 +22,8 @@ struct Exchange {
     case open
     /// The client doesn't read its replies: nothing more is read from it until it does.
     case blocked
+    /// A reply will come later, and nothing is handled before it.
+    case waiting(Later)
     /// The peer has closed, or must be closed.
     case finished
   }
@@ -56,7 +60,7 @@ struct Exchange {
       guard try flush(socket, wait: wait) else { return .blocked }
       if session.isFinished { return .finished }
       switch more {
-      case .no: return .open
+      case .no: return waiting.map { .waiting($0.later) } ?? .open
       case .yes: continue
       case .never: return .finished
       }
@@ -70,6 +74,12 @@ struct Exchange {
     _ session: any Session, _ socket: Socket, _ settle: () -> Void
   ) -> More {
     while output.count < limits.queuedReplies {
+      if let waiting {
+        guard let outcome = waiting.later.outcome else { return .no }
+        self.waiting = nil
+        output.begin(replyTo: waiting.request)
+        finish(waiting.request, outcome)
+      }
       switch input.next() {
       case .incomplete:
         return .no
@@ -84,27 +94,37 @@ struct Exchange {
         var request = Request(header: header, descriptors: descriptors, sender: sender)
         if undelivered >= limits.undeliveredDescriptors { request.mayHandOut = isCollected(socket) }
         output.begin(replyTo: header)
+        let outcome: Result<Void, Errno>
         do throws(Errno) {
           guard header.flags.isDisjoint(with: .type), !damaged else { throw .invalidArgument }
           let bytes = input.bytes
           try session.handle(request, bytes.span.extracting(body), &output)
-          if header.flags.contains(.noReply) {
-            output.discard()
-          } else {
-            undelivered += output.finish()
-          }
+          outcome = .success(())
         } catch {
-          if header.flags.contains(.noReply) {
-            output.discard()
-          } else {
-            output.fail(UInt32(bitPattern: error.rawValue))
-          }
+          outcome = .failure(error)
+        }
+        if let later = session.takeLater() {
+          output.discard()
+          waiting = (header, later)
+        } else {
+          finish(header, outcome)
         }
         if header.command == .version { input.limit = session.messageLimit }
         if session.isFinished { return .never }
       }
     }
     return .yes
+  }
+
+  /// Completes the reply to `request`, if it wants one.
+  private mutating func finish(_ request: Header, _ outcome: Result<Void, Errno>) {
+    if request.flags.contains(.noReply) {
+      output.discard()
+    } else if case .failure(let error) = outcome {
+      output.fail(UInt32(bitPattern: error.rawValue))
+    } else {
+      undelivered += output.finish()
+    }
   }
 
   /// Whether the client has read all that it was sent.

@@ -67,6 +67,7 @@ final class GroupSession: Session {
 
   func close() {
     group.release()
+    service.topology.left(group: group.iommuGroup.id, connection: number)
     service.logger.debug(
       "group closed", metadata: ["group": "\(group.iommuGroup.id)", "connection": "\(number)"])
   }

@@ -7,12 +7,20 @@ import VFIOWire
 /// The root socket: what `/dev/vfio` is to the kernel's clients.
 final class RootSession: Session {
   private let service: Service
+  private let administration: Administration
   private let peer: Credentials
   private var version = Version()
+  private var later: Later?
 
-  init(_ service: Service, peer: Credentials) {
+  init(_ service: Service, _ administration: Administration, peer: Credentials) {
     self.service = service
+    self.administration = administration
     self.peer = peer
+  }
+
+  func takeLater() -> Later? {
+    defer { later = nil }
+    return later
   }
 
   var isFinished: Bool { version.isRefused }
@@ -30,6 +38,12 @@ final class RootSession: Session {
     case .openGroup: try openGroup(request, body, &reply)
     case .getTopology: try getTopology(body, &reply)
     case .getExternalUser: try getExternalUser(request, &reply)
+    case .addDevice, .removeDevice, .bindDriver, .unbindDriver:
+      guard peer.user == 0 || peer.user == effectiveUser() else { throw .notPermitted }
+      guard let administered = try AdministratorRequest(request.header.command, body) else {
+        throw .inappropriateIOCTLForDevice
+      }
+      later = administration.request(administered)
     default: throw .inappropriateIOCTLForDevice
     }
   }
@@ -56,6 +70,7 @@ final class RootSession: Session {
     }
     let group = try service.registry.openGroup(id)
     let number = service.nextNumber()
+    service.topology.entered(group: id, process: peer.process, connection: number)
     let session = GroupSession(service, group, number: number)
     reply.attach(try service.handOut(session, as: .group(group), number: number))
     service.logger.debug("group opened", metadata: ["group": "\(id)", "connection": "\(number)"])

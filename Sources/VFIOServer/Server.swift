@@ -14,7 +14,8 @@ public final class Server: Sendable {
   private let service: Service
   private let loop: ControlLoop
   private let directory: DirectoryLock
-  private let listeners: [Listener]
+  private let administration: Administration
+  private let rootListener: Listener
 
   /// The IOMMU drivers that a configuration may load, by name.
   private static let iommuDrivers: [String: @Sendable () -> any IOMMUDriver] = [
@@ -37,8 +38,6 @@ public final class Server: Sendable {
   ) throws {
     raiseDescriptorLimit()
     let directory = try DirectoryLock(path)
-    let topology = try Topology(configuration, file: file, directory: directory.path)
-
     let registry = Registry { report in
       switch report.level {
       case .debug: logger.debug("\(report.sentence)")
@@ -48,53 +47,58 @@ public final class Server: Sendable {
     for name in configuration.iommuDrivers {
       if let make = Self.iommuDrivers[name] { try registry.register(make()) }
     }
-    try topology.plug(into: registry)
 
     let loop = try ControlLoop()
     let service = Service(
-      registry: registry, topology: topology, limits: configuration.limits, loop: loop,
-      logger: logger)
+      registry: registry, limits: configuration.limits, loop: loop, logger: logger)
     let queue = DispatchQueue(label: "vfiod.listeners")
-    var listeners: [Listener] = []
+    let administration = Administration(
+      service, directory: directory.path, listenerQueue: queue)
     do {
-      for group in topology.groups {
-        for device in group.devices where device.operations != nil {
-          let id = group.iommuGroup.id
-          let name = device.bus.name
-          listeners.append(
-            try Listener(
-              at: device.socket, mode: group.access.mode, owner: group.access.owner, on: queue
-            ) { socket in
-              service.connected(socket, to: name) { peer, number in
-                DeviceSession(
-                  service, SocketWay(group: id, device: name, process: peer.process),
-                  number: number)
-              }
-            })
+      try Self.addDevices(of: configuration, file: file, administration)
+      // Last, since clients that wait for the root socket expect the others.
+      rootListener = try Listener(
+        at: "\(directory.path)/vfio.sock", mode: 0o666, owner: nil, on: queue
+      ) { socket in
+        service.connected(socket, to: "root") { peer, _ in
+          RootSession(service, administration, peer: peer)
         }
       }
-      // Last, since clients that wait for the root socket expect the others.
-      listeners.append(
-        try Listener(at: "\(directory.path)/vfio.sock", mode: 0o666, owner: nil, on: queue) {
-          socket in
-          service.connected(socket, to: "root") { peer, _ in RootSession(service, peer: peer) }
-        })
     } catch {
-      for listener in listeners { listener.close() }
+      administration.closeListeners()
       throw error
     }
     self.directory = directory
     self.loop = loop
     self.service = service
-    self.listeners = listeners
+    self.administration = administration
     loop.start()
     logger.info("serving", metadata: ["directory": "\(directory.path)"])
+  }
+
+  private static func addDevices(
+    of configuration: Configuration, file: String, _ administration: Administration
+  ) throws {
+    for (groupIndex, group) in configuration.groups.enumerated() {
+      let access = Topology.Access(
+        owner: group.owner ?? effectiveUser(), group: effectiveGroup(), mode: group.mode)
+      for (index, device) in group.devices.enumerated() {
+        do {
+          try administration.add(
+            device, toGroup: group.id, access: access,
+            place: "groups[\(groupIndex)].devices[\(index)].")
+        } catch let error as JSONError {
+          throw ConfigurationError(file: file, error: error)
+        }
+      }
+    }
   }
 
   /// Removes the sockets, closes every connection, and takes the devices off the bus. Returns when
   /// nothing is left.
   public func stop() {
-    for listener in listeners { listener.close() }
+    rootListener.close()
+    administration.closeListeners()
     loop.stop()
     service.logger.info("stopped", metadata: ["directory": "\(directory.path)"])
   }

@@ -8,7 +8,7 @@ import VFIOCore
 /// What sessions share: the core, the devices, the limits, and the objects whose descriptors are out.
 final class Service: Sendable {
   let registry: Registry
-  let topology: Topology
+  let topology = Topology()
   let limits: Configuration.Limits
   let logger: Logger
   let loop: ControlLoop
@@ -27,11 +27,9 @@ final class Service: Sendable {
   }
 
   init(
-    registry: Registry, topology: Topology, limits: Configuration.Limits, loop: ControlLoop,
-    logger: Logger
+    registry: Registry, limits: Configuration.Limits, loop: ControlLoop, logger: Logger
   ) {
     self.registry = registry
-    self.topology = topology
     self.limits = limits
     self.loop = loop
     self.logger = logger

@@ -11,6 +11,9 @@ protocol Session: AnyObject {
     _ request: Request, _ body: Span<UInt8>, _ reply: inout Output
   ) throws(Errno)
 
+  /// After `handle`: the reply, if it will only come later. What the session wrote is dropped then.
+  func takeLater() -> Later?
+
   /// The largest message that it takes, header included.
   var messageLimit: Int { get }
 
@@ -25,6 +28,7 @@ protocol Session: AnyObject {
 }
 
 extension Session {
+  func takeLater() -> Later? { nil }
   var isFinished: Bool { false }
   var wantsOwnLoop: Bool { false }
 }

@@ -1,25 +1,29 @@
 import JSON
 import LinuxIO
+import Locks
 import SystemPackage
 import VFIOCore
 import VFIODevices
 import VFIOPCI
 
-/// The bus that the configuration describes: IOMMU groups, their devices, and who may open them.
-struct Topology: Sendable {
+/// The bus as the configuration and the administrator made it: IOMMU groups, their devices, who may
+/// open them, and who does.
+final class Topology: Sendable {
   struct Group: Sendable {
     var iommuGroup: IOMMUGroup
     var access: Access
-    var devices: [Device]
+    var devices: [Device] = []
+    /// The processes that opened it, by connection.
+    var users: [UInt64: ProcessID] = [:]
   }
 
   struct Device: Sendable {
     var bus: BusDevice
-    var model: String?
-    /// Present when it is bound to a VFIO driver at start.
-    var operations: (any DeviceOperations)?
+    var configuration: Configuration.Device
     /// The path of its vfio-user socket.
     var socket: String
+    /// Serves that socket while a VFIO driver is bound.
+    var listener: Listener?
   }
 
   /// Owner and mode of a group, as the file `/dev/vfio/26` has them.
@@ -37,43 +41,107 @@ struct Topology: Sendable {
     }
   }
 
-  let groups: [Group]
+  /// The driver whose devices this server offers.
+  static let vfioDriver = "vfio-pci"
 
-  /// Makes the devices. Throws `ConfigurationError` for an option that its model refuses.
-  init(_ configuration: Configuration, file: String, directory: String) throws {
-    var groups: [Group] = []
-    for (groupIndex, group) in configuration.groups.enumerated() {
-      let iommuGroup = IOMMUGroup(id: group.id)
-      var devices: [Device] = []
-      for (index, device) in group.devices.enumerated() {
-        let place = "groups[\(groupIndex)].devices[\(index)]"
-        devices.append(
-          Device(
-            bus: BusDevice(
-              name: device.address, iommuGroup: iommuGroup,
-              driver: device.driver == Self.vfioDriver ? nil : device.driver),
-            model: device.model,
-            operations: try Self.operations(of: device, file: file, place: place),
-            socket: device.socket ?? "\(directory)/devices/\(device.address).sock"))
-      }
-      groups.append(
-        Group(
-          iommuGroup: iommuGroup,
-          access: Access(
-            owner: group.owner ?? effectiveUser(), group: effectiveGroup(), mode: group.mode),
-          devices: devices))
-    }
-    self.groups = groups
+  /// Guards itself. A leaf: nothing else is locked under it.
+  private let state = Mutex<[Group]>([])
+
+  var groups: [Group] { state.withLock { $0 } }
+
+  func access(ofGroup id: UInt32) -> Access? {
+    state.withLock { $0.first { $0.iommuGroup.id == id }?.access }
   }
 
-  /// The driver whose devices this server offers.
-  private static let vfioDriver = "vfio-pci"
+  /// The device of that name, and its group.
+  func find(_ name: String) -> (Group, Device)? {
+    for group in groups {
+      if let device = group.devices.first(where: { $0.bus.name == name }) { return (group, device) }
+    }
+    return nil
+  }
 
-  private static func operations(
-    of device: Configuration.Device, file: String, place: String
-  ) throws -> (any DeviceOperations)? {
-    guard device.driver == vfioDriver, let model = device.model else { return nil }
-    let options = device.options.compactMapValues { value -> OptionValue? in
+  /// Adds a group without devices; the one of that number if it is there.
+  func addGroup(_ id: UInt32, _ access: Access) -> Group {
+    state.withLock { groups in
+      if let group = groups.first(where: { $0.iommuGroup.id == id }) { return group }
+      let group = Group(iommuGroup: IOMMUGroup(id: id), access: access)
+      groups.append(group)
+      return group
+    }
+  }
+
+  func add(_ device: Device, toGroup id: UInt32) {
+    change(id) { $0.devices.append(device) }
+  }
+
+  /// Removes a device, and its group with the last one.
+  func remove(_ name: String) {
+    state.withLock { groups in
+      for index in groups.indices { groups[index].devices.removeAll { $0.bus.name == name } }
+      groups.removeAll { $0.devices.isEmpty }
+    }
+  }
+
+  /// Takes a device's listener out, or puts one in.
+  func exchangeListener(of name: String, with listener: Listener?) -> Listener? {
+    state.withLock { groups in
+      for (index, group) in groups.enumerated() {
+        guard let place = group.devices.firstIndex(where: { $0.bus.name == name }) else { continue }
+        defer { groups[index].devices[place].listener = listener }
+        return groups[index].devices[place].listener
+      }
+      return nil
+    }
+  }
+
+  func entered(group id: UInt32, process: ProcessID, connection: UInt64) {
+    change(id) { $0.users[connection] = process }
+  }
+
+  func left(group id: UInt32, connection: UInt64) {
+    change(id) { $0.users[connection] = nil }
+  }
+
+  private func change(_ id: UInt32, _ body: (inout Group) -> Void) {
+    state.withLock { groups in
+      if let index = groups.firstIndex(where: { $0.iommuGroup.id == id }) { body(&groups[index]) }
+    }
+  }
+
+  /// What GET_TOPOLOGY answers.
+  func json(_ registry: Registry) -> JSONValue {
+    let live = registry.groups
+    return ["groups": .array(groups.map { json($0, live) })]
+  }
+
+  private func json(_ group: Group, _ live: [VFIOCore.Group]) -> JSONValue {
+    let status = live.first { $0.iommuGroup === group.iommuGroup }?.status
+    return [
+      "id": .integer(Int128(group.iommuGroup.id)),
+      "owner": .integer(Int128(group.access.owner)),
+      "mode": .string("0" + String(group.access.mode, radix: 8)),
+      "viable": .bool(status?.contains(.viable) ?? false),
+      "container_set": .bool(status?.contains(.containerSet) ?? false),
+      "users": .array(Set(group.users.values).sorted().map { .integer(Int128($0)) }),
+      "devices": .array(
+        group.devices.map { device in
+          [
+            "address": .string(device.bus.name),
+            "model": device.configuration.model.map { .string($0) } ?? nil,
+            "driver": device.bus.driver.map { .string($0) } ?? nil,
+            "socket": device.listener == nil ? nil : .string(device.socket),
+          ]
+        }),
+    ]
+  }
+}
+
+extension Configuration.Device {
+  /// Makes what emulates the device. Throws `JSONError`, whose place begins with `place`, for an option
+  /// that the model refuses, and what memory for it throws.
+  func makeOperations(place: String) throws -> any DeviceOperations {
+    let values = options.compactMapValues { value -> OptionValue? in
       switch value {
       case .bool(let flag): .bool(flag)
       case .integer(let number): UInt64(exactly: number).map { .integer($0) }
@@ -82,57 +150,11 @@ struct Topology: Sendable {
       }
     }
     do {
-      return try DeviceModels.make(model, DeviceOptions(options)) { size throws(Errno) in
+      return try DeviceModels.make(model ?? "", DeviceOptions(values)) { size throws(Errno) in
         try DeviceMemory(size: size)
       }
     } catch let error as OptionError {
-      throw ConfigurationError(
-        file: file,
-        error: JSONError(place: "\(place).options.\(error.field)", problem: error.sentence))
+      throw JSONError(place: "\(place)options.\(error.field)", problem: error.sentence)
     }
-  }
-
-  /// Puts the devices on the registry's bus and binds those of VFIO to their driver.
-  func plug(into registry: Registry) throws(Errno) {
-    for group in groups {
-      for device in group.devices {
-        try registry.plug(device.bus)
-        guard let operations = device.operations else { continue }
-        try registry.bind(device.bus, to: Self.vfioDriver) { () throws(Errno) in
-          try registry.addDevice(device.bus, operations: operations)
-        }
-      }
-    }
-  }
-
-  func access(ofGroup id: UInt32) -> Access? {
-    groups.first { $0.iommuGroup.id == id }?.access
-  }
-
-  /// What GET_TOPOLOGY answers.
-  func json(_ registry: Registry) -> JSONValue {
-    let live = registry.groups
-    return [
-      "groups": .array(
-        groups.map { group in
-          let status = live.first { $0.iommuGroup === group.iommuGroup }?.status
-          return [
-            "id": .integer(Int128(group.iommuGroup.id)),
-            "owner": .integer(Int128(group.access.owner)),
-            "mode": .string("0" + String(group.access.mode, radix: 8)),
-            "viable": .bool(status?.contains(.viable) ?? false),
-            "container_set": .bool(status?.contains(.containerSet) ?? false),
-            "devices": .array(
-              group.devices.map { device in
-                [
-                  "address": .string(device.bus.name),
-                  "model": device.model.map { .string($0) } ?? nil,
-                  "driver": device.bus.driver.map { .string($0) } ?? nil,
-                  "socket": device.operations == nil ? nil : .string(device.socket),
-                ]
-              }),
-          ]
-        })
-    ]
   }
 }

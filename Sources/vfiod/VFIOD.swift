@@ -1,5 +1,4 @@
 import ArgumentParser
-import Dispatch
 import Glibc
 import LinuxIO
 import Logging
@@ -39,7 +38,7 @@ struct VFIOD: ParsableCommand {
     logger.logLevel = logLevel
 
     // Before anyone can see the server, or a signal sent at once would be lost.
-    let signals = Signals()
+    let signals = HeldSignals([SIGINT, SIGTERM])
     let server: Server
     do {
       server = try Server(
@@ -78,23 +77,4 @@ struct VFIOD: ParsableCommand {
     }
     return try Configuration(parsing: text.span, file: path, names: Server.names)
   }
-}
-
-/// SIGINT and SIGTERM, which end the server instead of the process.
-private struct Signals {
-  private let arrived = DispatchSemaphore(value: 0)
-  private let sources: [any DispatchSourceSignal]
-
-  init() {
-    let queue = DispatchQueue(label: "vfiod.signals")
-    sources = [SIGINT, SIGTERM].map { [arrived] number in
-      ignoreSignal(number)
-      let source = DispatchSource.makeSignalSource(signal: number, queue: queue)
-      source.setEventHandler { @Sendable in arrived.signal() }
-      source.activate()
-      return source
-    }
-  }
-
-  func wait() { arrived.wait() }
 }
