@@ -133,11 +133,25 @@ public struct Output: Sendable {
 
   /// Makes room for `count` bytes at the end, and returns where they begin.
   private mutating func advance(_ count: Int) -> Int {
+    // Room that sent bytes left is used again, or a client that never reads the last reply before it
+    // asks for the next would make the storage grow for ever. Moving pays when less is moved than freed.
+    if bytes.count - end < count, start >= end - start { moveToFront() }
     if bytes.count - end < count {
       let room = max(count - (bytes.count - end), bytes.count)
       bytes.append(contentsOf: repeatElement(0, count: room))
     }
     end += count
     return end - count
+  }
+
+  private mutating func moveToFront() {
+    let distance = start
+    for index in start..<end { bytes[index - distance] = bytes[index] }
+    for index in attachments.indices {
+      let range = attachments[index].range
+      attachments[index].range = range.lowerBound - distance..<range.upperBound - distance
+    }
+    current.start -= distance
+    (start, end) = (0, end - distance)
   }
 }
