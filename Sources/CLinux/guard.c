@@ -23,6 +23,15 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct sigaction previous;
 
+// The system call itself: a sanitizer's mmap is not for signal handlers.
+static bool overlay(uintptr_t start, size_t size) {
+  int saved = errno;
+  long result = syscall(SYS_mmap, start, size, (long)(PROT_READ | PROT_WRITE),
+                        (long)(MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE), -1L, 0L);
+  errno = saved;
+  return result != -1;
+}
+
 static void handle(int signal, siginfo_t *info, void *context) {
   (void)context;
   uintptr_t address = (uintptr_t)info->si_addr;
@@ -30,18 +39,21 @@ static void handle(int signal, siginfo_t *info, void *context) {
   for (int i = 0; i < top && info->si_code == BUS_ADRERR; i++) {
     uintptr_t base = atomic_load(&guard[i].base);
     size_t size = atomic_load(&guard[i].size);
-    if (base == 0 || address < base || address - base >= size) continue;
-    uintptr_t start = address & ~(atomic_load(&guard[i].page) - 1);
-    int saved = errno;
+    // Read again, since another mapping's slot may be freed and taken meanwhile, and an old base with a
+    // new size could reach over this address. The mapping that faulted stays: a copy runs in it.
+    if (base == 0 || atomic_load(&guard[i].base) != base) continue;
+    if (address < base || address - base >= size) continue;
+    size_t page = atomic_load(&guard[i].page);
+    uintptr_t start = address & ~(page - 1);
     atomic_store(&guard[i].poisoned, true);
-    void *overlay = mmap((void *)start, base + size - start, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
-    errno = saved;
-    if (overlay != MAP_FAILED) return;
+    // One page will do where the whole rest is too much for vm.overcommit_memory = 2.
+    if (overlay(start, base + size - start) || overlay(start, page)) return;
     break;
   }
-  // Not ours: the fault comes again under the handler that was there before.
+  // Not ours: the fault comes again under the handler that was there before, and what a process sent
+  // is sent again.
   sigaction(signal, &previous, NULL);
+  if (info->si_code <= 0) raise(signal);
 }
 
 static void install(void) {
