@@ -39,7 +39,8 @@ public func raiseDescriptorLimit() -> Int {
   guard unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else {
     return 1024
   }
+  let before = limit.rlim_cur
   limit.rlim_cur = limit.rlim_max
-  _ = unsafe setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-  return Int(clamping: limit.rlim_cur)
+  let raised = unsafe setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0
+  return Int(clamping: raised ? limit.rlim_cur : before)
 }

@@ -18,15 +18,8 @@ public final class EventFD: Sendable {
     self.descriptor = descriptor
   }
 
-  /// Adds 1. A counter that is full stays so, and wakes its reader all the same.
-  public func signal() {
-    // A blocking eventfd that is full would hold this thread until its owner reads it.
-    var state = pollfd(fd: descriptor.rawValue, events: Int16(POLLOUT), revents: 0)
-    guard unsafe poll(&state, 1, 0) == 1 else { return }
-    var one: UInt64 = 1
-    // Sound: eight bytes are read from an integer of eight.
-    _ = unsafe write(descriptor.rawValue, &one, 8)
-  }
+  /// Adds 1, and never blocks. A counter that is full stays so, and wakes its reader all the same.
+  public func signal() { clinux_signal(descriptor.rawValue) }
 
   /// Takes the count, so that the next wait waits.
   public func clear() {

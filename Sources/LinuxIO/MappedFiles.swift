@@ -18,6 +18,9 @@ public final class MappedFiles: Sendable {
 
   public init() {}
 
+  /// Files known, some of whose mappings may have gone; for tests.
+  var count: Int { mappings.withLock { $0.count } }
+
   /// A mapping of the file that covers `offset ..< offset + size`.
   ///
   /// Throws `EINVAL` when the file isn't a regular one (shared memory is) or is shorter, `EACCES` when
@@ -45,10 +48,8 @@ public final class MappedFiles: Sendable {
       if mappings.count >= 64, mappings.count.nonzeroBitCount == 1 {
         mappings = mappings.filter { $0.value.mapping != nil }
       }
-      var page: UInt64 = 4096
-      _ = unsafe clinux_is_hugetlbfs(file.rawValue, &page)
       do throws(Errno) {
-        let mapping = try SharedMapping(file, size: length, writable: writable, pageSize: page)
+        let mapping = try SharedMapping(file, size: length, writable: writable)
         mappings[key] = Weak(mapping: mapping)
         return mapping
       } catch {

@@ -20,8 +20,8 @@ public final class ProcessMemory: Sendable {
   /// Whether the process still runs, so that its number means no other.
   public var isAlive: Bool {
     var state = pollfd(fd: identity.rawValue, events: Int16(POLLIN), revents: 0)
-    // Sound: one entry is given and one is said.
-    return unsafe poll(&state, 1, 0) == 0
+    // Sound: one entry is given and one is said. Repeated, since a signal's -1 says nothing.
+    return (try? call { unsafe poll(&state, 1, 0) }) == 0
   }
 
   /// Copies from the process's address `offset`; `EFAULT` where it has no such memory, may not be

@@ -6,13 +6,12 @@ import SystemPackage
 /// any time, which makes copies fail with `EFAULT` and nothing worse.
 public final class SharedMapping: Sendable {
   public let size: UInt64
+  private let writable: Bool
   private let address: UInt
   private let slot: CInt
 
-  /// Maps `size` bytes from the start of `file`, `pageSize` being the size of its pages.
-  public init(
-    _ file: Descriptor, size: UInt64, writable: Bool, pageSize: UInt64 = 4096
-  ) throws(Errno) {
+  /// Maps `size` bytes from the start of `file`.
+  public init(_ file: Descriptor, size: UInt64, writable: Bool) throws(Errno) {
     guard let length = Int(exactly: size), length > 0 else { throw .invalidArgument }
     // Sound: a fresh mapping of this object's own, released in deinit.
     let base = unsafe mmap(
@@ -20,9 +19,10 @@ public final class SharedMapping: Sendable {
     guard let base = unsafe base, unsafe base != MAP_FAILED else {
       throw Errno(rawValue: errno)
     }
-    slot = unsafe clinux_guard_add(base, length, Int(pageSize))
+    slot = unsafe clinux_guard_add(base, length, clinux_page_size(file.rawValue))
     address = UInt(bitPattern: base)
     self.size = size
+    self.writable = writable
     if slot < 0 {
       unsafe munmap(base, length)
       throw .noMemory
@@ -50,10 +50,11 @@ public final class SharedMapping: Sendable {
     if isPoisoned { throw .badAddress }
   }
 
-  /// Copies to `offset`, as `read` does.
+  /// Copies to `offset`, as `read` does. Throws `EFAULT` too when the mapping isn't writable.
   public func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) {
+    guard writable else { throw .badAddress }
     let target = unsafe try pointer(offset, bytes.count)
-    // Sound: as above; the mapping is writable or the caller has been refused (see `MappedFiles`).
+    // Sound: as above, and the mapping is writable.
     unsafe bytes.withUnsafeBufferPointer { buffer in
       if let base = buffer.baseAddress { unsafe clinux_copy(target, base, buffer.count) }
     }

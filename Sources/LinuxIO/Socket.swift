@@ -185,11 +185,13 @@ extension Socket {
 
   /// Sends what the socket takes and returns how much; nil when it takes nothing and `wait` is false.
   ///
-  /// The descriptors go with the first byte. Throws `EPIPE` when the peer has closed.
+  /// The descriptors, 253 at most, go with the first byte. Throws `EPIPE` when the peer has closed,
+  /// `EINVAL` when there are more descriptors.
   public func send(
     _ bytes: Span<UInt8>, with descriptors: [Descriptor] = [], wait: Bool
   ) throws(Errno) -> Int? {
     let flags = wait ? 0 : CLINUX_DONTWAIT
+    guard descriptors.count <= CLINUX_MAX_DESCRIPTORS else { throw .invalidArgument }
     do {
       // Sound: the span's memory outlives the call, which only reads it.
       return try unsafe bytes.withUnsafeBufferPointer { buffer throws(Errno) in
@@ -203,7 +205,7 @@ extension Socket {
         return try call {
           unsafe clinux_send(
             descriptor.rawValue, buffer.baseAddress, buffer.count, flags, files,
-            CInt(min(files.count, Int(CLINUX_MAX_DESCRIPTORS))))
+            CInt(files.count))
         }
       }
     } catch {

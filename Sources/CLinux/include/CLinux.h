@@ -52,7 +52,8 @@ static inline ssize_t clinux_receive(
   received->truncated = false;
   received->sender.pid = 0;
   ssize_t n = recvmsg(socket, &message, flags | MSG_CMSG_CLOEXEC);
-  if (n < 0 || message.msg_controllen == 0) return n;
+  if (n < 0) return n;
+  // Also where no control message came: the kernel may have dropped every descriptor.
   received->truncated = (message.msg_flags & MSG_CTRUNC) != 0;
   for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
     if (c->cmsg_level != SOL_SOCKET) continue;
@@ -121,11 +122,11 @@ static inline uint64_t clinux_cookie(int socket) {
   return getsockopt(socket, SOL_SOCKET, SO_COOKIE, &cookie, &size) == 0 ? cookie : 0;
 }
 
-static inline bool clinux_is_hugetlbfs(int file, uint64_t *page) {
+// The size of a file's pages: hugetlbfs says its own.
+static inline size_t clinux_page_size(int file) {
   struct statfs info;
-  if (fstatfs(file, &info) != 0 || info.f_type != 0x958458f6) return false;
-  *page = (uint64_t)info.f_bsize;
-  return true;
+  if (fstatfs(file, &info) == 0 && info.f_type == 0x958458f6) return (size_t)info.f_bsize;
+  return (size_t)sysconf(_SC_PAGESIZE);
 }
 
 static inline int clinux_pidfd(pid_t process) {
@@ -138,6 +139,9 @@ static inline ssize_t clinux_process_copy(
   return (ssize_t)syscall(
       write ? SYS_process_vm_writev : SYS_process_vm_readv, process, &here, 1UL, &there, 1UL, 0UL);
 }
+
+// Adds 1 to an eventfd and never blocks, whatever its owner does to it meanwhile (eventfd.c).
+void clinux_signal(int eventfd);
 
 // ---- guarded copies (guard.c) --------------------------------------------------------------
 
