@@ -17,6 +17,9 @@ final class Administration: Sendable {
     self.service = service
     self.directory = directory
     self.listenerQueue = listenerQueue
+    // Dispatch opens a descriptor for its first timer and keeps it. Now, so that a change of their
+    // number later is a leak.
+    queue.asyncAfter(deadline: .now() + .seconds(3600)) {}
   }
 
   // MARK: devices
@@ -173,11 +176,12 @@ final class Administration: Sendable {
         }
       }
     }
-    guard let removal else { return }
-    queue.asyncAfter(deadline: .now() + .seconds(timeout)) { [logger = service.logger] in
-      guard later.outcome == nil, removal.cancel() else { return }
+    // The device holds its removal as long as that lasts; a timer that outlives it holds nothing.
+    queue.asyncAfter(deadline: .now() + .seconds(timeout)) {
+      [weak removal, weak later, logger = service.logger] in
+      guard let removal, removal.cancel() else { return }
       logger.debug("device still in use", metadata: ["device": "\(name)", "seconds": "\(timeout)"])
-      later.complete(.failure(.timedOut))
+      later?.complete(.failure(.timedOut))
     }
   }
 

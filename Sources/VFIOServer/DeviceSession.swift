@@ -62,6 +62,8 @@ final class DeviceSession: Session {
       try operations.write(
         body.extracting(try access.data(in: body)), to: access.region, at: access.offset)
       reply.append(access)
+    case .regionWriteMulti:
+      try writeMany(body, operations, &reply)
     case .dmaMap:
       try map(request, body, device, mayShare: way != nil)
     case .dmaUnmap:
@@ -80,6 +82,25 @@ final class DeviceSession: Session {
     default:
       throw .notSupported
     }
+  }
+
+  /// `VFIO_USER_REGION_WRITE_MULTI`: `u64 wr_cnt`, then per write `u64 offset, u32 region, u32 count` and
+  /// 8 bytes of data, of which `count` count. The reply tells how many were done, which is all of them.
+  private func writeMany(
+    _ body: Span<UInt8>, _ operations: any DeviceOperations, _ reply: inout Output
+  ) throws(Errno) {
+    let size = RegionAccess.size + 8
+    try body.require(8)
+    guard let count = Int(exactly: body.uint64(at: 0)), count <= (body.count - 8) / size else {
+      throw .invalidArgument
+    }
+    for index in 0..<count {
+      let write = body.extracting(8 + index * size..<8 + (index + 1) * size)
+      let access = try RegionAccess(write, limit: 8)
+      try operations.write(
+        write.extracting(try access.data(in: write)), to: access.region, at: access.offset)
+    }
+    reply.append(UInt64(count))
   }
 
   private func negotiate(_ body: Span<UInt8>, _ reply: inout Output) throws(Errno) {

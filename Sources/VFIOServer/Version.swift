@@ -55,7 +55,7 @@ struct Version {
         let ours: Int
         switch member.name {
         case "write_multiple":
-          _ = try member.reader.bool()
+          if try member.reader.bool() { offered.append(JSONMember(member.name, true)) }
           continue
         case "twin_socket":
           _ = try member.reader["supported"].bool(default: false)

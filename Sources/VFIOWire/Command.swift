@@ -15,6 +15,7 @@ public struct Command: RawRepresentable, Hashable, Sendable {
   public static let regionRead = Command(rawValue: 9)
   public static let regionWrite = Command(rawValue: 10)
   public static let deviceReset = Command(rawValue: 13)
+  public static let regionWriteMulti = Command(rawValue: 15)
 
   // `_IO(';', 100 + n)` of <linux/vfio.h>.
   public static let getAPIVersion = Command(rawValue: 0x3B64)

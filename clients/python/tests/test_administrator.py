@@ -155,11 +155,18 @@ def test_a_bad_request_is_refused(root: vfiod.Root, operation: int, body: bytes)
 
 
 @pytest.mark.parametrize(
-    "operation", [Operation.REMOVE_DEVICE, Operation.BIND_DRIVER, Operation.UNBIND_DRIVER]
+    "operation, arguments",
+    [
+        (Operation.REMOVE_DEVICE, {"timeout": 1}),
+        (Operation.BIND_DRIVER, {"driver": "e1000"}),
+        (Operation.UNBIND_DRIVER, {"driver": "e1000"}),
+    ],
 )
-def test_a_device_that_does_not_exist_is_refused(root: vfiod.Root, operation: int) -> None:
+def test_a_device_that_does_not_exist_is_refused(
+    root: vfiod.Root, operation: int, arguments: dict[str, object]
+) -> None:
     with refused(errno.ENODEV):
-        administer(root, operation, name="0000:99:00.0", driver="e1000", timeout=1)
+        administer(root, operation, name="0000:99:00.0", **arguments)
 
 
 def test_only_the_administrator_may(server: Server) -> None:

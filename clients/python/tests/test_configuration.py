@@ -109,13 +109,8 @@ def test_an_edu_with_64_address_lines_reaches_high_addresses(root: vfiod.Root) -
 
 @pytest.mark.configuration(
     {
-        "groups": [
-            {
-                "id": 26,
-                "apertures": [["0x1000", "0x1fff"], ["0x4000", 0x5FFF]],
-                "devices": [{"address": EDU, "model": "edu"}],
-            }
-        ]
+        "groups": [{"id": 26, "devices": [{"address": EDU, "model": "edu"}]}],
+        "limits": {"apertures": [["0x1000", "0x1fff"], ["0x4000", 0x5FFF]]},
     }
 )
 def test_apertures_limit_what_may_be_mapped(iommu: vfiod.Container) -> None:
@@ -314,9 +309,9 @@ def test_one_copies_while_the_other_leaves(server: Server) -> None:
         ({"groups": [{"id": 1, "mode": 600, "devices": []}]}, "groups[0].mode"),
         ({"groups": [{"id": 1, "mode": "0999", "devices": []}]}, "groups[0].mode"),
         ({"groups": [{"id": 1, "owner": "no such user", "devices": []}]}, "groups[0].owner"),
-        ({"groups": [{"id": 1, "apertures": [], "devices": []}]}, "groups[0].apertures"),
-        ({"groups": [{"id": 1, "apertures": [[2, 1]], "devices": []}]}, "groups[0].apertures"),
-        ({"groups": [{"id": 1, "apertures": [[0, 9], [9, 12]], "devices": []}]}, "groups[0].apertures"),
+        ({"limits": {"apertures": []}}, "limits.apertures"),
+        ({"limits": {"apertures": [[2, 1]]}}, "limits.apertures"),
+        ({"limits": {"apertures": [[0, 9], [9, 12]]}}, "limits.apertures"),
         ({"groups": [{"id": 1, "devices": [{}]}]}, "groups[0].devices[0].address"),
         (one_device(address="foo"), "groups[0].devices[0].address"),
         (one_device(address="0000:06:0D.0"), "groups[0].devices[0].address"),

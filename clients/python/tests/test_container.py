@@ -18,7 +18,7 @@ def test_the_api_version_is_0(container: vfiod.Container) -> None:
 
 
 def test_without_a_driver_every_registered_driver_is_asked(container: vfiod.Container) -> None:
-    for type in (IOMMUType.TYPE1, IOMMUType.TYPE1v2, IOMMUType.SPAPR_TCE):
+    for type in (IOMMUType.TYPE1, IOMMUType.TYPE1v2):
         assert container.check_extension(type) == 1, type
 
 
