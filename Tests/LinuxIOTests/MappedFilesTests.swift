@@ -105,7 +105,7 @@ import Testing
 
   @Test func `a file sealed against writing fails with EACCES for writing`() throws {
     let file = try memoryFile(page)
-    try call { fcntl(file.rawValue, 1033 /* F_ADD_SEALS */, 8 /* F_SEAL_WRITE */) }
+    try call { fcntl(file.rawValue, 1033, 8) }  // F_ADD_SEALS, F_SEAL_WRITE
     #expect(throws: Errno.permissionDenied) {
       try files.mapping(of: file, offset: 0, size: size, writable: true)
     }

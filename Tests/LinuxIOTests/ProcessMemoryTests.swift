@@ -13,7 +13,7 @@ private final class Child {
     var process = pid_t()
     // Sound: the arguments outlive the call.
     let arguments = unsafe [strdup("sleep"), strdup("1000"), nil]
-    defer { unsafe arguments.forEach { unsafe free($0) } }
+    defer { for index in 0..<2 { unsafe free(arguments[index]) } }
     let result = unsafe posix_spawn(&process, "/bin/sleep", nil, nil, arguments, nil)
     guard result == 0 else { throw Errno(rawValue: result) }
     self.process = process

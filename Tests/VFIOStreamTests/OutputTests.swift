@@ -215,7 +215,7 @@ extension Output {
   private var end: Int { output.next.range.upperBound }
 
   @Test mutating func `the storage is used again from its beginning when all is sent`() throws {
-    for _ in 0..<100 {
+    for _ in 0..<20 {
       output.message([UInt8](repeating: 1, count: 1000))
       #expect(output.next.range == 0..<1016)
       output.sent(1016)
@@ -225,7 +225,7 @@ extension Output {
   @Test mutating func `the storage doesn't grow for a client that never reads quite all`() throws {
     let body = [UInt8](repeating: 1, count: 1000)
     output.message(body)
-    for _ in 0..<1000 {
+    for _ in 0..<200 {
       output.message(body)
       output.sent(1016)
       #expect(output.count == 1016)
@@ -254,7 +254,7 @@ extension Output {
         == (UInt8(3)..<6).flatMap { [UInt8](repeating: $0, count: 900) })
   }
 
-  @Test(arguments: UInt64(0)..<100)
+  @Test(arguments: UInt64(0)..<20)
   func `however it is sent, what is written comes out in order`(seed: UInt64) throws {
     var random = SeededGenerator(seed: seed)
     var output = Output()
@@ -263,7 +263,7 @@ extension Output {
     var attached: [(position: Int, descriptors: [Descriptor])] = []
     var bytes: [UInt8] = []
     var sent: [(position: Int, descriptors: [Descriptor])] = []
-    for round in 0..<300 {
+    for round in 0..<100 {
       let body = [UInt8](
         repeating: UInt8(truncatingIfNeeded: round), count: Int.random(in: 0..<700, using: &random))
       let files = Int.random(in: 0..<4, using: &random) == 0 ? [try descriptor()] : []
@@ -276,7 +276,7 @@ extension Output {
       expected += whole
       output.message(body, files)
       // Three messages are sent for three written, on average.
-      while output.count > 0, round == 299 || Bool.random(using: &random) {
+      while output.count > 0, round == 99 || Bool.random(using: &random) {
         let next = try output.pending()
         if !next.descriptors.isEmpty { sent.append((bytes.count, next.descriptors)) }
         let count = Int.random(in: 1...next.bytes.count, using: &random)
