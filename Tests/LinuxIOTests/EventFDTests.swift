@@ -1,4 +1,5 @@
 import CLinux
+import Dispatch
 import Glibc
 import Synchronization
 import SystemPackage
@@ -88,25 +89,32 @@ import Testing
     }
   }
 
-  /// A hang would be a write that blocks: the racing client sees to it that the counter is full most of
-  /// the time, and changes the file's flags, which it shares.
-  @Test(.timeLimit(.minutes(1)))
-  func `a client that fills its blocking eventfd all the time doesn't hang the signaller`() throws {
-    let file = try eventFile(0)
-    let event = try EventFD(checking: file)
-    let isDone = Atomic(false)
-    try inThreads(2) { thread in
-      if thread == 0 {
-        for _ in 0..<50_000 { event.signal() }
-        isDone.store(true, ordering: .releasing)
-      } else {
-        while !isDone.load(ordering: .acquiring) {
-          // Non-blocking for these calls of the client's own, which no other thread may fall into.
-          _ = fcntl(file.rawValue, F_SETFL, O_NONBLOCK)
-          _ = file.readCount()
-          try? file.writeCount(Self.full)
-          _ = fcntl(file.rawValue, F_SETFL, 0)
+  /// Each counter has room for one signal, and two threads race for it as a client would: after a poll
+  /// that says "writable" to both, one write would block until someone reads, and nobody does.
+  @Test func `a blocking eventfd that is filled in between doesn't hang the signaller`() throws {
+    for _ in 0..<10 {
+      let files = try (0..<200).map { _ in
+        let file = try eventFile(0)
+        try file.writeCount(Self.full - 1)
+        return file
+      }
+      let events = try files.map { file in try EventFD(checking: file) }
+      let arrived = Atomic(0)
+      let done = DispatchSemaphore(value: 0)
+      try inThreads(3) { thread in
+        if thread == 2 {
+          for _ in 0..<2 where done.wait(timeout: .now() + 30) == .timedOut {
+            Issue.record("a signaller hangs")
+            for file in files { _ = file.readCount() }
+          }
+          return
         }
+        for (round, event) in events.enumerated() {
+          arrived.add(1, ordering: .sequentiallyConsistent)
+          while arrived.load(ordering: .sequentiallyConsistent) < 2 * (round + 1) { sched_yield() }
+          event.signal()
+        }
+        done.signal()
       }
     }
   }
