@@ -11,7 +11,10 @@ let arguments: Target.Dependency = .product(
 
 let package = Package(
   name: "vfiod",
-  products: [.executable(name: "vfiod", targets: ["vfiod"])],
+  products: [
+    .executable(name: "vfiod", targets: ["vfiod"]),
+    .library(name: "VFIOClient", targets: ["VFIOClient"]),
+  ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
@@ -39,6 +42,10 @@ let package = Package(
         "VFIODevices",
         system, logging,
       ], swiftSettings: settings),
+    .target(
+      name: "VFIOClient",
+      dependencies: ["LinuxIO", "JSON", "Locks", "VFIOWire", "VFIOStream", system],
+      swiftSettings: settings),
     .executableTarget(
       name: "vfiod", dependencies: ["VFIOServer", system, logging, arguments],
       swiftSettings: settings),
@@ -58,6 +65,10 @@ let package = Package(
       swiftSettings: settings),
     .testTarget(
       name: "VFIOServerTests", dependencies: ["VFIOServer", "VFIOStream", "VFIOWire", "LinuxIO"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "VFIOClientTests",
+      dependencies: ["VFIOClient", "VFIOServer", "VFIOWire", "LinuxIO", "Locks", logging],
       swiftSettings: settings),
   ]
 )

@@ -61,7 +61,7 @@ public final class SharedMapping: Sendable {
     if isPoisoned { throw .badAddress }
   }
 
-  private func pointer(_ offset: UInt64, _ count: Int) throws(Errno) -> UnsafeMutableRawPointer {
+  func pointer(_ offset: UInt64, _ count: Int) throws(Errno) -> UnsafeMutableRawPointer {
     guard offset <= size, UInt64(count) <= size - offset, !isPoisoned,
       let pointer = unsafe UnsafeMutableRawPointer(bitPattern: address + UInt(offset))
     else { throw .badAddress }

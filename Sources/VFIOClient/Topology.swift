@@ -1,0 +1,84 @@
+import JSON
+import SystemPackage
+
+/// The groups and devices that a server has.
+public struct Topology: Sendable, Equatable {
+  public struct Group: Sendable, Equatable {
+    /// The name under `/dev/vfio`.
+    public var id: UInt32
+    /// The uid of the user that may open it.
+    public var owner: UInt32
+    /// Its permissions in octal digits, such as `0600`.
+    public var mode: String
+    public var isViable: Bool
+    public var isContainerSet: Bool
+    public var devices: [Device]
+  }
+
+  public struct Device: Sendable, Equatable {
+    /// Its PCI address.
+    public var address: String
+    /// What emulates it; nil for one that is there by name only.
+    public var model: String?
+    /// What it is bound to.
+    public var driver: String?
+    /// The path of its vfio-user socket, if it has one.
+    public var socket: String?
+  }
+
+  public var groups: [Group]
+
+  init(_ document: JSONReader) throws(JSONError) {
+    groups = []
+    for group in try document["groups"].elements() {
+      var devices: [Device] = []
+      for device in try group["devices"].elements() {
+        devices.append(
+          Device(
+            address: try device["address"].string(), model: try device["model"].optionalString(),
+            driver: try device["driver"].optionalString(),
+            socket: try device["socket"].optionalString()))
+      }
+      groups.append(
+        Group(
+          id: try group["id"].integer(in: 0...UInt32.max),
+          owner: try group["owner"].integer(in: 0...UInt32.max),
+          mode: try group["mode"].string(), isViable: try group["viable"].bool(),
+          isContainerSet: try group["container_set"].bool(), devices: devices))
+    }
+  }
+}
+
+extension JSONReader {
+  fileprivate func optionalString() throws(JSONError) -> String? {
+    isNull || !exists ? nil : try string()
+  }
+}
+
+extension VFIO {
+  /// The groups and devices that the server has.
+  public func topology() throws(VFIOError) -> Topology {
+    let sentence = "get the topology"
+    var size: UInt32 = 4096
+    while true {
+      let reply = try connection.call(.getTopology, sentence) { output in
+        output.append(size)
+        output.append(UInt32(0))  // flags
+      } decode: {
+        $0
+      }
+      let topology = try naming(sentence) { () throws(Errno) -> Topology? in
+        let needed = try reply.uint32(at: 0)
+        if needed > size {
+          size = needed
+          return nil
+        }
+        try reply.require(8)
+        return try reading(reply.bytes[8...]) { document throws(JSONError) in
+          try Topology(document)
+        }
+      }
+      if let topology { return topology }
+    }
+  }
+}
