@@ -70,5 +70,10 @@ let package = Package(
       name: "VFIOClientTests",
       dependencies: ["VFIOClient", "VFIOServer", "VFIOWire", "LinuxIO", "Locks", logging],
       swiftSettings: settings),
+    .testTarget(
+      name: "ProtocolTests",
+      dependencies: [
+        "VFIOServer", "VFIOCore", "VFIOStream", "VFIOWire", "LinuxIO", "JSON", system, logging,
+      ], swiftSettings: settings),
   ]
 )

@@ -1,0 +1,146 @@
+"""The vectors of `protocol/`, decoded by the facts there and run against a server."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import protocol
+import pytest
+from protocol import COMMANDS, FACTS, FLAGS, VECTORS, Runner, decode, number, unmask
+from support import Server, message
+from vfiod import wire
+
+pytestmark = pytest.mark.skipif(sys.byteorder == "big", reason="the vectors are little-endian")
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    """One server for each file of vectors, with its configuration."""
+    servers: dict[str, Server] = {}
+    yield servers
+    for server in servers.values():
+        server.stop()
+        assert "Fatal error" not in server.output()
+
+
+def server_of(file: str, servers: dict[str, Server], directory: Path) -> Server:
+    if file not in servers:
+        arguments = []
+        if "configuration" in VECTORS[file]:
+            config = directory / "config.json"
+            config.write_text(json.dumps(VECTORS[file]["configuration"]))
+            arguments = ["--config", str(config)]
+        servers[file] = Server(directory / "vfiod", *arguments)
+        servers[file].wait_until_ready()
+    if VECTORS[file].get("requires") == "administration" and not administers(servers[file]):
+        pytest.skip("this server has no administration")
+    return servers[file]
+
+
+def administers(server: Server) -> bool:
+    with server.connect() as root:
+        root.connection.send_raw(message(number(COMMANDS["ADD_DEVICE"]["number"])))
+        return root.connection.receive().header.error != protocol.ERRORS["ENOTTY"]
+
+
+CASES = [(file, case) for file, vectors in VECTORS.items() for case in vectors["cases"]]
+NAMES = [f"{file}: {case['name']}" for file, case in CASES]
+
+
+@pytest.mark.parametrize(("file", "case"), CASES, ids=NAMES)
+def test_the_server_answers_as_the_vector_says(
+    file: str, case: dict[str, Any], servers: dict[str, Server], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    server = server_of(file, servers, tmp_path_factory.mktemp("vectors"))
+    runner = Runner(server.directory)
+    try:
+        runner.run(case["steps"])
+        server.check_alive()
+    finally:
+        runner.close()
+
+
+def exchanges() -> Iterator[dict[str, Any]]:
+    """Every step that sends or receives a message, of cases and of setups."""
+    for steps in [*protocol.SETUPS.values(), *(case["steps"] for _, case in CASES)]:
+        for step in steps:
+            if isinstance(step, dict) and "on" in step:
+                yield step
+
+
+def test_every_request_means_what_the_vector_says() -> None:
+    for step in exchanges():
+        if "request" not in step:
+            continue
+        sent = step["send"] if isinstance(step["send"], str) else "".join(step["send"])
+        data = bytes.fromhex(sent)
+        head = decode(FACTS["header"]["fields"], data[: FACTS["header"]["size"]])
+        command = COMMANDS[step["command"]]
+        assert (head["command"], head["size"]) == (number(command["number"]), len(data)), step
+        assert decode(command["request"], data[FACTS["header"]["size"] :]) == step["request"], step
+
+
+def test_every_reply_means_what_the_vector_says() -> None:
+    size = FACTS["header"]["size"]
+    for step in exchanges():
+        if "expect" not in step:
+            continue
+        data, digits = unmask(step["expect"])
+        head = decode(FACTS["header"]["fields"], data[:size])
+        if "command" in step:
+            assert head["command"] == number(COMMANDS[step["command"]]["number"]), step
+        if not step["expect"].endswith("*"):
+            assert head["size"] == len(data), step
+        if "errno" in step:
+            assert head["flags"] == FLAGS["REPLY"] | FLAGS["ERROR"], step
+            assert head["error"] == protocol.ERRORS[step["errno"]], step
+            assert len(data) == size, step
+            continue
+        assert (head["flags"], head["error"]) == (FLAGS["REPLY"], 0), step
+        fields = COMMANDS[step["command"]]["reply"]
+        values = decode(fields, data[size:])
+        for field in fields:
+            if digits[2 * (size + field["offset"]) :].startswith("."):
+                values[field["name"]] = None
+        assert values == step["reply"], step
+
+
+def test_every_error_has_a_vector_and_every_vectors_error_is_a_fact() -> None:
+    facts = {
+        (name, error["errno"], error["when"])
+        for name, command in COMMANDS.items()
+        for error in command["errors"]
+        if "unproven" not in error
+    }
+    common = {(e["errno"], e["when"]) for e in FACTS["common_errors"] if "unproven" not in e}
+    refused = {
+        (step["command"], step["errno"], step["when"]) for step in exchanges() if "when" in step
+    }
+    proven = {row[1:] for row in refused if row[1:] in common}
+    assert facts | {row for row in refused if row[1:] in common} == refused
+    assert proven == common
+
+
+def test_every_command_that_is_served_has_a_vector_in_which_it_succeeds() -> None:
+    served = {name for name, command in COMMANDS.items() if command["served"]}
+    # type1 has no read, write and mmap, and no other driver is there.
+    served -= {"CONTAINER_READ", "CONTAINER_WRITE", "CONTAINER_MMAP"}
+    assert served == {step["command"] for step in exchanges() if "reply" in step}
+
+
+def test_replies_bring_descriptors_where_the_facts_say_so() -> None:
+    for step in exchanges():
+        if "keeps" in step:
+            assert COMMANDS[step["command"]]["reply_descriptors"] != "none", step
+
+
+def test_the_client_reads_and_writes_headers_as_the_vectors_have_them() -> None:
+    for step in exchanges():
+        if "request" in step and isinstance(step["send"], str):
+            data = bytes.fromhex(step["send"])
+            header = wire.Header(*wire.HEADER.unpack_from(data))
+            assert wire.HEADER.pack(*dataclasses.astuple(header)) == data[: FACTS["header"]["size"]]
+            assert wire.name(header.command) == step["command"]
