@@ -138,6 +138,14 @@ import VFIOWire
     #expect(Facts.all["built_in_topology"] == .array(devices))
   }
 
+  @Test func `have a schema of the configuration that names what a server knows`() {
+    let schema = Facts.read("configuration.schema.json")
+    let drivers = schema["properties"]?["iommu_drivers"]?["items"]?["enum"]?.elements
+    #expect(Set(drivers?.compactMap(\.string) ?? []) == Set(Server.names.iommuDrivers))
+    let models = schema["$defs"]?["device"]?["properties"]?["model"]?["enum"]?.elements
+    #expect(Set(models?.compactMap(\.string) ?? []) == Set(Server.names.models))
+  }
+
   @Test func `are those from which the specification was generated`() throws {
     // FNV-1a, which the generator writes into the text: one bit more or less and they part.
     let hash = Facts.bytes(of: "protocol.json").reduce(0xCBF2_9CE4_8422_2325 as UInt64) {
