@@ -12,6 +12,8 @@ final class Connection: @unchecked Sendable {
   private let openSocket: Mutex<Socket?>
   private var exchange: Exchange
   private(set) var isServing = false
+  /// The control loop was told of the hang-up, which it is told once, when it could not see to it.
+  var hasHungUp = false
   /// What the control loop waits for.
   var events: Epoll.Events = .readable
   private let whenClosed: @Sendable () -> Void

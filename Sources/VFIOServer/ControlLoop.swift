@@ -103,7 +103,9 @@ final class ControlLoop: Sendable {
     // One that has found its device leaves with its next message, so that a client which only
     // connects and closes costs no thread.
     if connection.session.wantsOwnLoop, moveToOwnLoop(connection) { return }
-    switch connection.serve(wait: false, settle: settle) {
+    let state = connection.serve(wait: false, settle: settle)
+    if connection.hasHungUp { return drain(connection) }
+    switch state {
     case .open: setEvents(.readable, of: connection)
     case .blocked: setEvents(.writable, of: connection)
     case .waiting(let later):
@@ -170,7 +172,10 @@ final class ControlLoop: Sendable {
 
   /// Handles what a client sent before it hung up, and closes.
   private func drain(_ connection: Connection) {
-    guard !connection.isServing else { return }
+    guard !connection.isServing else {
+      connection.hasHungUp = true
+      return
+    }
     // One that waits for a reply is closed with the requests behind that unanswered.
     while case .open = connection.serve(wait: false) {}
     close(connection)

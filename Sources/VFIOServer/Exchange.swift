@@ -13,6 +13,8 @@ struct Exchange {
   private var undelivered = 0
   /// The client reads no more; what it sent before still counts.
   private var isDeaf = false
+  /// Nothing that it sends is handled any more; replies may be left to send.
+  private var isEnding = false
   /// The request whose reply is to come.
   private var waiting: (request: Header, later: Later)?
   private let limits: ConnectionLimits
@@ -37,7 +39,10 @@ struct Exchange {
   mutating func serve(
     _ session: any Session, _ socket: Socket, wait: Bool, _ settle: () -> Void
   ) throws(Errno) -> State {
-    // What the client has not read may hold back messages that have already arrived.
+    // All of them, before more are made: what was sent is kept until the last is gone.
+    guard try flush(socket, wait: wait) else { return .blocked }
+    if isEnding { return .finished }
+    // What the client had not read may have held back messages that have already arrived.
     let state = try answer(session, socket, wait: wait, settle)
     guard case .open = state else { return state }
     let received = try input.withRoom { room throws(Errno) in
@@ -57,8 +62,8 @@ struct Exchange {
   ) throws(Errno) -> State {
     while true {
       let more = handleMessages(session, socket, settle)
+      if more == .never { isEnding = true }
       guard try flush(socket, wait: wait) else { return .blocked }
-      if session.isFinished { return .finished }
       switch more {
       case .no: return waiting.map { .waiting($0.later) } ?? .open
       case .yes: continue
@@ -150,8 +155,8 @@ struct Exchange {
         output.sent(sent)
       } catch {
         // The client has closed. The rest of what it sent is still handled, as writes to a file that
-        // is closed right afterwards are.
-        guard error == .brokenPipe else { throw error }
+        // is closed right afterwards are. ECONNRESET says the same to one who waits in `send`.
+        guard error == .brokenPipe || error == .connectionReset else { throw error }
         isDeaf = true
       }
     }
