@@ -41,13 +41,14 @@ final class Service: Sendable {
   /// Makes the socket pair of an object, serves the server's end, and returns the client's, whose last
   /// copy is the object's reference. `object` is what other requests may find by that descriptor.
   ///
-  /// Throws `EMFILE` when the server may open no more descriptors. The session is closed then, so that
+  /// Throws `EMFILE` when there are as many connections, or descriptors, as there may be. The session is closed then, so that
   /// what it holds is released.
   func handOut(
     _ session: any Session, as object: HandedOut? = nil, number: UInt64,
     withCredentials: Bool = false
   ) throws(Errno) -> Descriptor {
     do throws(Errno) {
+      guard loop.count < limits.connections else { throw .tooManyOpenFiles }
       let (ours, theirs) = try Socket.pair()
       if withCredentials { try ours.receiveCredentials() }
       let cookie = theirs.descriptor.socketCookie ?? 0
