@@ -39,9 +39,10 @@ final class SocketGroups: Sendable {
   func open(_ way: SocketWay, _ service: Service) throws(Errno) -> OpenDevice {
     try holders.withLock { holders throws(Errno) in
       if let holder = holders[way.group] {
-        guard holder.process == way.process, !holder.devices.contains(way.device) else {
-          throw .resourceBusy
-        }
+        // 0 is any process that this server's PID namespace doesn't have.
+        guard holder.process == way.process, way.process != 0,
+          !holder.devices.contains(way.device)
+        else { throw .resourceBusy }
         let device = try holder.group.openDevice(way.device, keepingState: true)
         holders[way.group]?.devices.insert(way.device)
         return device
