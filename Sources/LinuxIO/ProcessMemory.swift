@@ -24,6 +24,16 @@ public final class ProcessMemory: Sendable {
     return (try? call { unsafe poll(&state, 1, 0) }) == 0
   }
 
+  /// The user that the process belongs to: root's for one that nobody may look into. Throws `ESRCH`
+  /// when it has ended.
+  public func owner() throws(Errno) -> uid_t {
+    var info = stat()
+    // Sound: the path outlives the call, which fills the structure.
+    try call { unsafe stat("/proc/\(process)", &info) }
+    guard isAlive else { throw .noSuchProcess }
+    return info.st_uid
+  }
+
   /// Copies from the process's address `offset`; `EFAULT` where it has no such memory, may not be
   /// read by this one, or has ended.
   public func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno) {

@@ -30,7 +30,7 @@ struct RequestMemory: MemorySource {
     }
     if let messages { return messages }
     guard let sender = request.sender else { throw .badAddress }
-    return try service.processes.memory(of: sender.process, at: address, size: size)
+    return try service.processes.memory(of: sender, at: address, size: size)
   }
 }
 
@@ -52,11 +52,13 @@ final class Processes: Sendable {
   /// Guards the look-up. A leaf.
   private let known = Mutex<[ProcessID: Weak]>([:])
 
-  /// The memory of a process, whose bytes at `address ..< address + size` must be there; `EFAULT`
-  /// otherwise, and where this server may not read that process.
+  /// The memory of a message's sender, whose bytes at `address ..< address + size` must be there;
+  /// `EFAULT` otherwise, and where this server may not read that process.
   func memory(
-    of process: ProcessID, at address: UInt64, size: UInt64
+    of sender: Credentials, at address: UInt64, size: UInt64
   ) throws(Errno) -> ProcessMemory {
+    guard size > 0, !address.addingReportingOverflow(size - 1).overflow else { throw .badAddress }
+    let process = sender.process
     let memory = try known.withLock { known throws(Errno) in
       if let memory = known[process]?.memory, memory.isAlive { return memory }
       known = known.filter { $0.value.memory != nil }
@@ -64,6 +66,8 @@ final class Processes: Sendable {
       known[process] = Weak(memory: memory)
       return memory
     }
+    // A message may have waited for so long that its sender's number is another user's process now.
+    guard try memory.owner() == sender.user else { throw .badAddress }
     // The ends stand for all: the kernel would pin every page here.
     var byte: [UInt8] = [0]
     var span = byte.mutableSpan
