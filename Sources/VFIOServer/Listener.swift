@@ -50,8 +50,9 @@ final class Listener: @unchecked Sendable {  // a source may be used from any th
     source.activate()
   }
 
-  /// Removes the socket and takes no more clients.
+  /// Removes the socket and takes no more clients. Calls after the first do nothing.
   func close() {
+    guard !source.isCancelled else { return }
     try? removeFile(path)
     source.cancel()
     closed.wait()

@@ -94,12 +94,13 @@ public final class Server: Sendable {
     }
   }
 
-  /// Removes the sockets, closes every connection, and takes the devices off the bus. Returns when
-  /// nothing is left.
+  /// Removes the sockets, closes every connection, and gives the directory back. Returns when nothing
+  /// is left.
   public func stop() {
     rootListener.close()
     administration.closeListeners()
     loop.stop()
+    directory.release()
     service.logger.info("stopped", metadata: ["directory": "\(directory.path)"])
   }
 }
