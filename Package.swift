@@ -13,6 +13,7 @@ let package = Package(
   name: "vfiod",
   products: [
     .executable(name: "vfiod", targets: ["vfiod"]),
+    .executable(name: "vfioctl", targets: ["vfioctl"]),
     .library(name: "VFIOClient", targets: ["VFIOClient"]),
   ],
   dependencies: [
@@ -34,20 +35,23 @@ let package = Package(
     .target(
       name: "VFIOStream", dependencies: ["VFIOWire", "LinuxIO"], swiftSettings: settings),
     .target(name: "VFIOPCI", dependencies: ["VFIOCore", "Locks", system], swiftSettings: settings),
-    .target(name: "VFIODevices", dependencies: ["VFIOPCI"], swiftSettings: settings),
+    .target(
+      name: "VFIODevices", dependencies: ["VFIOCore", "VFIOPCI"], swiftSettings: settings),
     .target(
       name: "VFIOServer",
       dependencies: [
         "LinuxIO", "JSON", "Locks", "VFIOCore", "VFIOIOMMU", "VFIOWire", "VFIOStream",
-        "VFIODevices",
-        system, logging,
+        "VFIOPCI", "VFIODevices", system, logging,
       ], swiftSettings: settings),
     .target(
       name: "VFIOClient",
       dependencies: ["LinuxIO", "JSON", "Locks", "VFIOWire", "VFIOStream", system],
       swiftSettings: settings),
     .executableTarget(
-      name: "vfiod", dependencies: ["VFIOServer", system, logging, arguments],
+      name: "vfiod", dependencies: ["VFIOServer", "LinuxIO", system, logging, arguments],
+      swiftSettings: settings),
+    .executableTarget(
+      name: "vfioctl", dependencies: ["VFIOClient", "LinuxIO", "JSON", arguments],
       swiftSettings: settings),
 
     .testTarget(name: "LinuxIOTests", dependencies: ["LinuxIO"], swiftSettings: settings),

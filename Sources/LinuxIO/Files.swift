@@ -108,3 +108,9 @@ public func complain(_ sentence: String) {
   // Sound: the array outlives the call, which only reads it.
   _ = unsafe write(STDERR_FILENO, line, line.count)
 }
+
+/// The name of a user; nil when there is none of that number.
+public func userName(of id: UInt32) -> String? {
+  // Sound: the entry is read before any other call could reuse it; only used by a tool of one thread.
+  unsafe getpwuid(id).map { unsafe String(cString: $0.pointee.pw_name) }
+}

@@ -1,4 +1,5 @@
 import Dispatch
+public import JSON
 import LinuxIO
 import SystemPackage
 
@@ -60,8 +61,10 @@ extension VFIO {
   }
 
   /// As the blocking `addDevice`.
-  public func addDevice(_ json: String) async throws(VFIOError) {
-    try await connection.offload { () throws(VFIOError) in try self.addDevice(json) }
+  public func addDevice(_ device: JSONValue, toGroup id: UInt32) async throws(VFIOError) {
+    try await connection.offload { () throws(VFIOError) in
+      try self.addDevice(device, toGroup: id)
+    }
   }
 
   /// As the blocking `removeDevice`.
@@ -81,8 +84,11 @@ extension VFIO {
   }
 
   /// As the blocking `unbindDriver`.
-  public func unbindDriver(_ driver: String, from name: String) async throws(VFIOError) {
-    try await connection.offload { () throws(VFIOError) in try self.unbindDriver(driver, from: name)
+  public func unbindDriver(
+    _ driver: String? = nil, from name: String, timeout: Duration? = nil
+  ) async throws(VFIOError) {
+    try await connection.offload { () throws(VFIOError) in
+      try self.unbindDriver(driver, from: name, timeout: timeout)
     }
   }
 }

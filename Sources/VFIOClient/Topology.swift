@@ -1,4 +1,5 @@
-import JSON
+public import JSON
+import LinuxIO
 import SystemPackage
 
 /// The groups and devices that a server has.
@@ -12,6 +13,8 @@ public struct Topology: Sendable, Equatable {
     public var mode: String
     public var isViable: Bool
     public var isContainerSet: Bool
+    /// The processes that have it open, or one of its device sockets.
+    public var users: [ProcessID]
     public var devices: [Device]
   }
 
@@ -39,12 +42,15 @@ public struct Topology: Sendable, Equatable {
             driver: try device["driver"].optionalString(),
             socket: try device["socket"].optionalString()))
       }
+      let users = try group["users"].elements().map { user throws(JSONError) in
+        try user.integer(in: 0...ProcessID.max)
+      }
       groups.append(
         Group(
           id: try group["id"].integer(in: 0...UInt32.max),
           owner: try group["owner"].integer(in: 0...UInt32.max),
           mode: try group["mode"].string(), isViable: try group["viable"].bool(),
-          isContainerSet: try group["container_set"].bool(), devices: devices))
+          isContainerSet: try group["container_set"].bool(), users: users, devices: devices))
     }
   }
 }
@@ -58,27 +64,39 @@ extension JSONReader {
 extension VFIO {
   /// The groups and devices that the server has.
   public func topology() throws(VFIOError) -> Topology {
-    let sentence = "get the topology"
+    let document = try topologyDocument()
+    return try naming(Self.topologyOperation) { () throws(Errno) in
+      do {
+        return try Topology(JSONReader(document))
+      } catch {
+        throw .protocolError
+      }
+    }
+  }
+
+  private static let topologyOperation = "get the topology"
+
+  /// The same as the JSON that the server sent, with whatever else it says
+  /// (`protocol/topology.schema.json`).
+  public func topologyDocument() throws(VFIOError) -> JSONValue {
     var size: UInt32 = 4096
     while true {
-      let reply = try connection.call(.getTopology, sentence) { output in
+      let reply = try connection.call(.getTopology, Self.topologyOperation) { output in
         output.append(size)
         output.append(UInt32(0))  // flags
       } decode: {
         $0
       }
-      let topology = try naming(sentence) { () throws(Errno) -> Topology? in
+      let document = try naming(Self.topologyOperation) { () throws(Errno) -> JSONValue? in
         let needed = try reply.uint32(at: 0)
         if needed > size {
           size = needed
           return nil
         }
         try reply.require(8)
-        return try reading(reply.bytes[8...]) { document throws(JSONError) in
-          try Topology(document)
-        }
+        return try reading(reply.bytes[8...]) { reader throws(JSONError) in reader.value }
       }
-      if let topology { return topology }
+      if let document { return document }
     }
   }
 }
