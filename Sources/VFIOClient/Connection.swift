@@ -98,7 +98,8 @@ public final class Connection: Sendable {
         try outgoing.send(on: socket)
       } catch {
         let failure = error == .brokenPipe ? .connectionReset : error
-        state.withLock { $0.fail(failure) }
+        let isTorn = outgoing.isTorn
+        state.withLock { isTorn ? $0.fail(failure) : $0.forget(tickets) }
         throw failure
       }
       return value
@@ -216,6 +217,14 @@ extension Connection.State {
     failure = failure ?? error
     waiting = []
     for semaphore in sleepers.values { semaphore.signal() }
+  }
+
+  /// Takes back requests that weren't sent.
+  fileprivate mutating func forget(_ tickets: [Connection.Ticket]) {
+    for ticket in tickets {
+      waiting.removeAll { $0.id == ticket.id }
+      replies[ticket.id] = nil
+    }
   }
 
   /// Wakes the thread with the oldest request, to read in turn.

@@ -27,12 +27,15 @@ extension Handle {
   /// Any operation by its number, such as an ioctl that this library doesn't know: `payload` is the
   /// structure that the ioctl's pointer would point to.
   ///
+  /// `EINVAL` for more than 253 descriptors, which is all that Linux passes at once.
+  ///
   /// Returns the reply as it came: to an ioctl a 64-bit result, then the structure written back.
   public func operation(
     _ number: UInt16, _ payload: [UInt8] = [], descriptors: [FileDescriptor] = []
   ) throws(VFIOError) -> OperationReply {
     let sentence = "operation \(hex(number))"
     let duplicates = try naming(sentence) { () throws(Errno) in
+      guard descriptors.count <= 253 else { throw .invalidArgument }  // SCM_MAX_FD
       var duplicates: [Descriptor] = []
       for descriptor in descriptors { duplicates.append(try Descriptor(duplicating: descriptor)) }
       return duplicates

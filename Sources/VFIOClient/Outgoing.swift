@@ -8,6 +8,8 @@ struct Outgoing: Sendable {
   private var output = Output()
   private var lastID: UInt16 = 0
   private var tickets: [Connection.Ticket] = []
+  /// A send failed after a part of the messages had gone.
+  private(set) var isTorn = false
 
   mutating func request(
     _ command: Command, with descriptors: [Descriptor] = [], _ body: (inout Output) -> Void
@@ -59,6 +61,7 @@ struct Outgoing: Sendable {
 
   /// Sends all that is written. A message with descriptors goes alone.
   mutating func send(on socket: Socket) throws(Errno) {
+    let size = output.count
     do throws(Errno) {
       while output.count > 0 {
         let (range, descriptors) = output.next
@@ -68,7 +71,8 @@ struct Outgoing: Sendable {
         output.sent(sent ?? 0)
       }
     } catch {
-      output = Output()  // the rest can't be sent either
+      isTorn = output.count < size
+      output = Output()
       throw error
     }
   }

@@ -115,6 +115,20 @@ extension `The client` {
       }
     }
 
+    @Test func `refuses more descriptors than a message may carry, and goes on`() throws {
+      try Peer.play { peer in
+        let (reset, _) = try peer.receive()
+        try peer.reply(to: reset)
+      } _: { device in
+        let own = try device.descriptor()
+        let error = errno { () throws(VFIOError) in
+          try device.operation(13, descriptors: Array(repeating: own, count: 254))
+        }
+        #expect(error == .invalidArgument)
+        try device.reset()
+      }
+    }
+
     @Test func `survives capabilities that lead nowhere, in circles and out of bounds`() throws {
       func u32(_ numbers: UInt32...) -> [UInt8] {
         numbers.flatMap { number in (0..<4).map { UInt8(truncatingIfNeeded: number >> (8 * $0)) } }
