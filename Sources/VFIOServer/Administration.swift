@@ -24,6 +24,23 @@ final class Administration: Sendable {
 
   // MARK: devices
 
+  /// Adds all devices of a configuration; errors name `file`.
+  func add(_ configuration: Configuration, file: String) throws {
+    for (groupIndex, group) in configuration.groups.enumerated() {
+      let access = Topology.Access(
+        owner: group.owner ?? effectiveUser(), group: effectiveGroup(), mode: group.mode)
+      for (index, device) in group.devices.enumerated() {
+        do {
+          try add(
+            device, toGroup: group.id, access: access,
+            place: "groups[\(groupIndex)].devices[\(index)].")
+        } catch let error as JSONError {
+          throw ConfigurationError(file: file, error: error)
+        }
+      }
+    }
+  }
+
   /// Puts a device on the bus and binds its driver. The group appears with its first device.
   ///
   /// Throws `EEXIST` for an address that is taken, `JSONError` for an option that the model refuses, and

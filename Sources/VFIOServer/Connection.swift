@@ -56,6 +56,9 @@ final class Connection: @unchecked Sendable {
     closed.signal()
   }
 
+  /// The reply that the connection waits for.
+  var later: Later? { exchange.later }
+
   /// Makes whoever serves this connection find it closed.
   func abort() { openSocket.withLock { $0?.shutdown() } }
 

@@ -108,10 +108,10 @@ final class ControlLoop: Sendable {
     switch state {
     case .open: setEvents(.readable, of: connection)
     case .blocked: setEvents(.writable, of: connection)
-    case .waiting(let later):
+    case .waiting:
       // Only a hang-up is told meanwhile; the request goes on without its client.
       setEvents([], of: connection)
-      later.whenComplete { [self, number = connection.number] in
+      connection.later?.whenComplete { [self, number = connection.number] in
         table.withLock { $0.answered.append(number) }
         wake.signal()
       }

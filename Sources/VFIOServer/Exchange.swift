@@ -25,10 +25,13 @@ struct Exchange {
     /// The client doesn't read its replies: nothing more is read from it until it does.
     case blocked
     /// A reply will come later, and nothing is handled before it.
-    case waiting(Later)
+    case waiting
     /// The peer has closed, or must be closed.
     case finished
   }
+
+  /// The reply that is to come.
+  var later: Later? { waiting?.later }
 
   init(_ session: any Session, _ limits: ConnectionLimits) {
     self.limits = limits
@@ -65,7 +68,7 @@ struct Exchange {
       if more == .never { isEnding = true }
       guard try flush(socket, wait: wait) else { return .blocked }
       switch more {
-      case .no: return waiting.map { .waiting($0.later) } ?? .open
+      case .no: return waiting == nil ? .open : .waiting
       case .yes: continue
       case .never: return .finished
       }

@@ -55,7 +55,7 @@ public final class Server: Sendable {
     let administration = Administration(
       service, directory: directory.path, listenerQueue: queue)
     do {
-      try Self.addDevices(of: configuration, file: file, administration)
+      try administration.add(configuration, file: file)
       // Last, since clients that wait for the root socket expect the others.
       rootListener = try Listener(
         at: "\(directory.path)/vfio.sock", mode: 0o666, owner: nil, on: queue
@@ -74,24 +74,6 @@ public final class Server: Sendable {
     self.administration = administration
     loop.start()
     logger.info("serving", metadata: ["directory": "\(directory.path)"])
-  }
-
-  private static func addDevices(
-    of configuration: Configuration, file: String, _ administration: Administration
-  ) throws {
-    for (groupIndex, group) in configuration.groups.enumerated() {
-      let access = Topology.Access(
-        owner: group.owner ?? effectiveUser(), group: effectiveGroup(), mode: group.mode)
-      for (index, device) in group.devices.enumerated() {
-        do {
-          try administration.add(
-            device, toGroup: group.id, access: access,
-            place: "groups[\(groupIndex)].devices[\(index)].")
-        } catch let error as JSONError {
-          throw ConfigurationError(file: file, error: error)
-        }
-      }
-    }
   }
 
   /// Removes the sockets, closes every connection, and gives the directory back. Returns when nothing

@@ -4,9 +4,12 @@ import VFIOClient
 extension `The client` {
   @Suite struct `An administrator` {
     @Test func `adds a device by its description`() throws {
-      let text = #"{"group": 26, "address": "0000:06:0d.2", "model": "edu"}"#
-      let request = try Peer.playRoot { try $0.addDevice(text) }
-      #expect(request == (0x4010, text))
+      let request = try Peer.playRoot {
+        try $0.addDevice(["address": "0000:06:0d.2", "model": "edu"], toGroup: 26)
+      }
+      #expect(
+        request
+          == (0x4010, #"{"group":26,"device":{"address":"0000:06:0d.2","model":"edu"}}"#))
     }
 
     @Test func `removes a device, within whole seconds if told`() throws {
@@ -23,6 +26,21 @@ extension `The client` {
       #expect(forced == (0x4012, #"{"name":"0000:06:0d.0","driver":"e1000","force":true}"#))
       let unbind = try Peer.playRoot { try $0.unbindDriver("vfio-pci", from: edu) }
       #expect(unbind == (0x4013, #"{"name":"0000:06:0d.0","driver":"vfio-pci"}"#))
+    }
+
+    @Test func `sees a device come and go`() throws {
+      let world = try World()
+      let address = "0000:09:00.0"
+      try world.vfio.addDevice(["address": .string(address), "model": "edu"], toGroup: 29)
+      let group = try #require(try world.vfio.topology().groups.first { $0.id == 29 })
+      #expect(group.devices.map(\.address) == [address])
+      _ = try Device.connect(to: try #require(group.devices[0].socket)).info()
+      try world.vfio.unbindDriver("vfio-pci", from: address)
+      #expect(throws: VFIOError.self) { try world.vfio.openGroup(29) }
+      try world.vfio.bindDriver("vfio-pci", to: address)
+      try world.vfio.openGroup(29).close()
+      try world.vfio.removeDevice(address)
+      #expect(try !world.vfio.topology().groups.contains { $0.id == 29 })
     }
 
     @Test func `is told which device isn't there`() throws {

@@ -41,7 +41,7 @@ private final class Answering: Session {
   }
 
   /// Serves until the client is idle, stuck or gone.
-  private func serve() -> Connection.State {
+  private func serve() -> Exchange.State {
     while client.hasUnsent || connection.hasUnread {
       client.sendMore()
       switch connection.serve(wait: false) {
@@ -89,7 +89,7 @@ private final class Answering: Session {
     client.queue((0..<count).flatMap { message(Command(rawValue: 60_000), id: UInt16($0)) })
     client.queue(bytes(UInt16(99), UInt16(1), UInt32(3), UInt32(0), UInt32(0)))
     client.sendMore()
-    var state = Connection.State.open
+    var state = Exchange.State.open
     var ids: [UInt16] = []
     while state != .finished {
       state = connection.serve(wait: false)
@@ -210,7 +210,7 @@ private final class Answering: Session {
 
 extension Connection {
   /// Serves until there is something to say other than that all is answered.
-  fileprivate func serveAll(_ client: Client) -> State {
+  fileprivate func serveAll(_ client: Client) -> Exchange.State {
     client.sendMore()
     while true {
       let state = serve(wait: false)

@@ -7,7 +7,8 @@ import VFIOWire
 
 /// The text of the capabilities that are offered for those proposed.
 private func offer(_ proposed: String) throws -> String {
-  let reply = try RootSession(World().service, peer: anyone)
+  let world = try World()
+  let reply = try RootSession(world.service, world.administration, peer: anyone)
     .call(.version, version01 + text(proposed))
   return String(decoding: reply.body.dropFirst(4), as: UTF8.self)
 }
@@ -20,7 +21,7 @@ private let anyone = Credentials(process: 1, user: 1000, group: 1000)
 
   init() throws {
     world = try World()
-    root = RootSession(world.service, peer: anyone)
+    root = RootSession(world.service, world.administration, peer: anyone)
   }
 
   @Test func `without capabilities is answered without any`() throws {
@@ -88,11 +89,19 @@ private let anyone = Credentials(process: 1, user: 1000, group: 1000)
         + "\0")
   }
 
-  @Test func `offers neither migration nor writes of several regions nor a second socket`() throws {
+  @Test func `offers neither migration nor a second socket`() throws {
     #expect(
       try offer(
-        #"{"capabilities":{"migration":{"pgsize":4096},"write_multiple":true,"#
-          + #""twin_socket":{"supported":true}}}"#) == #"{"capabilities":{}}"# + "\0")
+        #"{"capabilities":{"migration":{"pgsize":4096},"twin_socket":{"supported":true}}}"#)
+        == #"{"capabilities":{}}"# + "\0")
+  }
+
+  @Test func `offers several writes in one message to those who can send them`() throws {
+    #expect(
+      try offer(#"{"capabilities":{"write_multiple":true}}"#)
+        == #"{"capabilities":{"write_multiple":true}}"# + "\0")
+    #expect(
+      try offer(#"{"capabilities":{"write_multiple":false}}"#) == #"{"capabilities":{}}"# + "\0")
   }
 
   @Test(arguments: [

@@ -1,3 +1,4 @@
+import Dispatch
 import Logging
 import SystemPackage
 import VFIOCore
@@ -12,6 +13,8 @@ let quiet = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
 /// What sessions share, and sessions: the built-in topology, and a loop that isn't started.
 final class World {
   let service: Service
+  let administration: Administration
+  private let directory = try! TemporaryDirectory()
   /// The group of `scratch`.
   static let group: UInt32 = 27
   static let scratch = "0000:07:00.0"
@@ -20,17 +23,18 @@ final class World {
   init(
     _ configuration: Configuration = .builtIn, driver: any IOMMUDriver = Type1Driver()
   ) throws {
-    let topology = try Topology(
-      configuration, file: "test", directory: "/nowhere", user: effectiveUser())
     let registry = Registry()
     try registry.register(driver)
-    try topology.plug(into: registry)
     service = Service(
-      registry: registry, topology: topology, limits: configuration.limits,
-      loop: try ControlLoop(), logger: quiet)
+      registry: registry, limits: configuration.limits, loop: try ControlLoop(), logger: quiet)
+    _ = try makeDirectory("\(directory.path)/devices")
+    administration = Administration(
+      service, directory: directory.path, listenerQueue: DispatchQueue(label: "test"))
+    try administration.add(configuration, file: "test")
   }
 
   deinit {
+    administration.closeListeners()
     // Closes what was handed out.
     service.loop.start()
     service.loop.stop()
@@ -38,7 +42,7 @@ final class World {
 
   /// A client's root session, after VERSION.
   func root(user: UInt32 = effectiveUser()) throws(Errno) -> RootSession {
-    let root = RootSession(service, peer: Credentials(process: 1, user: user, group: user))
+    let root = RootSession(service, administration, peer: Credentials(process: 1, user: user, group: user))
     _ = try root.call(.version, version01)
     return root
   }
