@@ -1,3 +1,4 @@
+import Foundation
 import JSON
 import SystemPackage
 import Testing
@@ -106,6 +107,29 @@ import VFIOWire
       Facts.constant("VFIO_GROUP_FLAGS_CONTAINER_SET") == Int(GroupStatus.containerSet.rawValue))
     #expect(Facts.constant("VFIO_DMA_MAP_FLAG_READ") == Int(DMAAccess.read.rawValue))
     #expect(Facts.constant("VFIO_DMA_MAP_FLAG_WRITE") == Int(DMAAccess.write.rawValue))
+  }
+
+  @Test func `have the constants of <linux/vfio.h>, where this system has it`() {
+    let header = (try? String(contentsOfFile: "/usr/include/linux/vfio.h", encoding: .utf8)) ?? ""
+    var values: [Substring: Int] = [:]
+    for line in header.split(separator: "\n") {
+      let words = line.split(whereSeparator: \.isWhitespace)
+      guard words.count >= 3, words[0] == "#define" else { continue }
+      if let number = Int(words[2]) {
+        values[words[1]] = number
+      } else if words.count >= 5, words[2] == "(1", words[3] == "<<",
+        let shift = Int(words[4].prefix(while: \.isNumber))
+      {
+        values[words[1]] = 1 << shift
+      }
+    }
+    for group in Facts.all["constants"]?.elements ?? [] {
+      for constant in group["values"]?.elements ?? [] {
+        let name = constant["name"]?.string ?? ""
+        guard let value = values[name[...]] else { continue }
+        #expect(constant["value"]?.int == value, "\(name)")
+      }
+    }
   }
 
   @Test func `have the limits of a server without a configuration`() {

@@ -43,6 +43,15 @@ import VFIOWire
     return Header(reply.bytes.span).error != UInt32(Facts.errno("ENOTTY") ?? 0)
   }
 
+  @Test func `asks on a socket that has the command`() {
+    let kinds = Set(Facts.all["sockets"]?.elements.compactMap { $0["name"]?.string } ?? [])
+    for step in Vector.exchanges where step["reply"] != nil {
+      guard let kind = step["on"]?.string, kinds.contains(kind) else { continue }
+      let sockets = Facts.command(step["command"]?.string ?? "")?["sockets"]?.elements ?? []
+      #expect(sockets.contains { $0.string == kind }, "\(step)")
+    }
+  }
+
   @Test func `has requests that mean what it says`() throws {
     for step in Vector.exchanges {
       guard let meaning = step["request"] else { continue }

@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ VECTORS = {
     for path in sorted((DIRECTORY / "vectors").glob("*.json"))
     if path.name != "setups.json"
 }
+CASES = [(file, case) for file, vectors in VECTORS.items() for case in vectors["cases"]]
 TIMEOUT = 20.0
 
 
@@ -73,6 +75,14 @@ def matches(pattern: str, data: bytes) -> bool:
     if pattern.endswith("*"):
         found = found[: len(digits)]
     return len(found) == len(digits) and all(d in (".", f) for d, f in zip(digits, found))
+
+
+def exchanges() -> Iterator[dict[str, Any]]:
+    """Every step that sends or receives a message, of cases and of setups."""
+    for steps in [*SETUPS.values(), *(case["steps"] for _, case in CASES)]:
+        for step in steps:
+            if isinstance(step, dict) and "on" in step:
+                yield step
 
 
 class Runner:

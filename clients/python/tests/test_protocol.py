@@ -10,7 +10,7 @@ from typing import Any
 import protocol
 import pytest
 from protocol import COMMANDS, FACTS, FLAGS, INTEGERS, field_format, number
-from support import Server
+from support import EduRegister, Server
 from vfiod import wire
 from vfiod.wire import Command, Operation
 
@@ -206,6 +206,13 @@ def test_models_are_who_they_say(server: Server) -> None:
                 info.close()
                 sizes[index] = info.size
             assert {i: s for i, s in sizes.items() if s} == {r["index"]: r["size"] for r in model["regions"]}
+
+
+def test_edus_registers_are_where_the_other_tests_find_them() -> None:
+    (edu,) = [model for model in FACTS["devices"] if model["model"] == "edu"]
+    ours = {value for name, value in vars(EduRegister).items() if not name.startswith("_")}
+    assert {number(register["offset"]) for register in edu["registers"]} == ours
+    assert {register["size"] for register in edu["registers"] if number(register["offset"]) >= 0x80} == {8}
 
 
 def test_the_specification_is_generated_from_the_facts() -> None:

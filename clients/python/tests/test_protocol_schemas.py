@@ -7,8 +7,8 @@ from typing import Any
 
 import protocol
 import pytest
+from protocol import exchanges
 from support import Server, expect_sentence, run
-from test_protocol_vectors import exchanges
 
 SCHEMAS = {path.name: json.loads(path.read_text()) for path in protocol.DIRECTORY.glob("*.schema.json")}
 TYPES = {

@@ -9,7 +9,18 @@ from typing import Any
 
 import protocol
 import pytest
-from protocol import COMMANDS, FACTS, FLAGS, VECTORS, Runner, decode, number, unmask
+from protocol import (
+    CASES,
+    COMMANDS,
+    FACTS,
+    FLAGS,
+    VECTORS,
+    Runner,
+    decode,
+    exchanges,
+    number,
+    unmask,
+)
 from support import Server, message
 from vfiod import wire
 
@@ -46,7 +57,6 @@ def administers(server: Server) -> bool:
         return root.connection.receive().header.error != protocol.ERRORS["ENOTTY"]
 
 
-CASES = [(file, case) for file, vectors in VECTORS.items() for case in vectors["cases"]]
 NAMES = [f"{file}: {case['name']}" for file, case in CASES]
 
 
@@ -61,14 +71,6 @@ def test_the_server_answers_as_the_vector_says(
         server.check_alive()
     finally:
         runner.close()
-
-
-def exchanges() -> Iterator[dict[str, Any]]:
-    """Every step that sends or receives a message, of cases and of setups."""
-    for steps in [*protocol.SETUPS.values(), *(case["steps"] for _, case in CASES)]:
-        for step in steps:
-            if isinstance(step, dict) and "on" in step:
-                yield step
 
 
 def test_every_request_means_what_the_vector_says() -> None:
@@ -106,6 +108,13 @@ def test_every_reply_means_what_the_vector_says() -> None:
             if digits[2 * (size + field["offset"]) :].startswith("."):
                 values[field["name"]] = None
         assert values == step["reply"], step
+
+
+def test_every_request_is_sent_on_a_socket_that_has_the_command() -> None:
+    kinds = {item["name"] for item in FACTS["sockets"]}
+    for step in exchanges():
+        if "reply" in step and step["on"] in kinds:
+            assert step["on"] in COMMANDS[step["command"]]["sockets"], step
 
 
 def test_every_error_has_a_vector_and_every_vectors_error_is_a_fact() -> None:
