@@ -82,7 +82,7 @@ public struct Pipeline {
     let operation = { [device] in
       "\(verb) \(count) bytes at \(hex(offset)) of \(device) \(region)"
     }
-    let pending = Pending<Value>(operation())
+    let pending = Pending<Value>()
     entries.append(
       Entry(
         command: command, size: 2 * (Header.size + RegionAccess.size) + max(count, 0),
@@ -147,7 +147,8 @@ public struct Pipeline {
 public final class Pending<Value: Sendable>: Sendable {
   private let result: Mutex<Result<Value, VFIOError>>
 
-  fileprivate init(_ operation: String) {
+  fileprivate init() {
+    let operation = "take the value of an access that hasn't been sent"
     result = Mutex(
       .failure(VFIOError(operation: operation, errno: .resourceTemporarilyUnavailable)))
   }
