@@ -8,7 +8,6 @@ extension Interrupt {
     while true {
       let count = event.take()
       if count > 0 { return count }
-      if Task.isCancelled { throw VFIOError(operation: sentence("wait for"), errno: .canceled) }
       let left = deadline.map { $0 - .now }
       if let left, left <= .zero { return 0 }
       do throws(Errno) {
@@ -16,6 +15,7 @@ extension Interrupt {
       } catch {
         throw VFIOError(operation: sentence("wait for"), errno: error)
       }
+      if Task.isCancelled { throw VFIOError(operation: sentence("wait for"), errno: .canceled) }
     }
   }
 

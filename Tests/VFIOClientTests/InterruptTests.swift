@@ -120,7 +120,7 @@ extension `The client` {
       try await task.value
     }
 
-    @Test func `wakes one of many tasks, each that waits being cancelled alone`() async throws {
+    @Test func `wakes its own task of many, and none that was cancelled before`() async throws {
       let interrupts = try await device.enableInterrupts(.msix, count: 8)
       try await withThrowingTaskGroup(of: UInt64.self) { group in
         for interrupt in interrupts {
@@ -129,7 +129,10 @@ extension `The client` {
         for interrupt in interrupts { try await interrupt.trigger() }
         for try await count in group { #expect(count == 1) }
       }
-      let task = Task { try await interrupts[0].wait() }
+      let task = Task {
+        while !Task.isCancelled { await Task.yield() }
+        return try await interrupts[0].wait()
+      }
       task.cancel()
       await #expect(throws: VFIOError(operation: "wait for msi-x 0", errno: .canceled)) {
         try await task.value
