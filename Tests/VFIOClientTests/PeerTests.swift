@@ -1,3 +1,4 @@
+import Dispatch
 import Testing
 import VFIOClient
 import VFIOWire
@@ -126,6 +127,27 @@ extension `The client` {
         }
         #expect(error == .invalidArgument)
         try device.reset()
+      }
+    }
+
+    @Test func `lets the next thread read when the one that read has its reply`() throws {
+      try Peer.play { peer in
+        for _ in 0..<200 {
+          let (first, _) = try peer.receive()
+          let (second, _) = try peer.receive()
+          try peer.reply(to: first)
+          try peer.reply(to: second)
+        }
+      } _: { device in
+        let done = DispatchSemaphore(value: 0)
+        for _ in 0..<200 {
+          DispatchQueue.global().async {
+            #expect(errno { () throws(VFIOError) in try device.reset() } == nil)
+            done.signal()
+          }
+          try device.reset()
+          done.wait()
+        }
       }
     }
 
