@@ -9,10 +9,4 @@ extension Command {
   static let iommuGetInfo = Command(rawValue: 0x3B70)
   static let iommuMapDMA = Command(rawValue: 0x3B71)
   static let iommuUnmapDMA = Command(rawValue: 0x3B72)
-
-  // The administrator's operations.
-  static let addDevice = Command(rawValue: 0x4010)
-  static let removeDevice = Command(rawValue: 0x4011)
-  static let bindDriver = Command(rawValue: 0x4012)
-  static let unbindDriver = Command(rawValue: 0x4013)
 }

@@ -1,7 +1,7 @@
 import Dispatch
 import LinuxIO
 import Locks
-import Synchronization
+import struct Synchronization.Atomic
 import SystemPackage
 
 /// The event loop that serves every connection but those on a loop of their own: root, container,

@@ -100,7 +100,7 @@ struct Exchange {
       case .message(let header, let body, let descriptors, let damaged):
         settle()
         var request = Request(header: header, descriptors: descriptors, sender: sender)
-        if undelivered >= limits.undeliveredDescriptors { request.mayHandOut = isCollected(socket) }
+        request.mayHandOut = mayHandOut(socket)
         output.begin(replyTo: header)
         let outcome: Result<Void, Errno>
         do throws(Errno) {
@@ -135,11 +135,13 @@ struct Exchange {
     }
   }
 
-  /// Whether the client has read all that it was sent.
-  private mutating func isCollected(_ socket: Socket) -> Bool {
-    guard output.count == 0, socket.unread() == 0 else { return false }
-    undelivered = 0
-    return true
+  /// Whether the client has collected enough of the descriptors it was sent to be sent another one.
+  private mutating func mayHandOut(_ socket: Socket) -> Bool {
+    // Looked at from half the limit on, since a busy client may have read all only now and then.
+    if undelivered > limits.undeliveredDescriptors / 2, output.count == 0, socket.unread() == 0 {
+      undelivered = 0
+    }
+    return undelivered < limits.undeliveredDescriptors
   }
 
   /// Sends what is to be sent; false when the client doesn't take it now.

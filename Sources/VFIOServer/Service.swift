@@ -1,7 +1,7 @@
 import LinuxIO
 import Locks
 import Logging
-import Synchronization
+import struct Synchronization.Atomic
 import SystemPackage
 import VFIOCore
 

@@ -1,7 +1,7 @@
 import Dispatch
 import Glibc
 import Locks
-import Synchronization
+import struct Synchronization.Atomic
 import SystemPackage
 import Testing
 import VFIOCore
