@@ -1,8 +1,9 @@
 import Dispatch
 import LinuxIO
 import Locks
-import struct Synchronization.Atomic
 import SystemPackage
+
+import struct Synchronization.Atomic
 
 /// The event loop that serves every connection but those on a loop of their own: root, container,
 /// group and token sockets, device sockets before VERSION, and those beyond the number of own loops.

@@ -1,9 +1,10 @@
 import LinuxIO
 import Locks
 import Logging
-import struct Synchronization.Atomic
 import SystemPackage
 import VFIOCore
+
+import struct Synchronization.Atomic
 
 /// What sessions share: the core, the devices, the limits, and the objects whose descriptors are out.
 final class Service: Sendable {

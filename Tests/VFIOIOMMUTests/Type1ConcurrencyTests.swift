@@ -1,11 +1,12 @@
 import Dispatch
 import Glibc
 import Locks
-import struct Synchronization.Atomic
 import SystemPackage
 import Testing
 import VFIOCore
 import VFIOIOMMU
+
+import struct Synchronization.Atomic
 
 /// Memory that knows when its mapping is gone, and counts the accesses that come later.
 private final class RevocableMemory: DMAMemory {
