@@ -108,6 +108,17 @@ final class Administration: Sendable {
     }
   }
 
+  /// Takes the devices off the bus, once nobody uses them: a group and its devices refer to each other,
+  /// and would stay for ever.
+  func removeDevices() {
+    for group in service.topology.groups {
+      for device in group.devices {
+        _ = try? service.registry.unbind(device.bus)
+        try? service.registry.unplug(device.bus)
+      }
+    }
+  }
+
   // MARK: requests
 
   /// Carries out a request of the administrator; the reply comes later.

@@ -82,6 +82,7 @@ public final class Server: Sendable {
     rootListener.close()
     administration.closeListeners()
     loop.stop()
+    administration.removeDevices()
     directory.release()
     service.logger.info("stopped", metadata: ["directory": "\(directory.path)"])
   }
