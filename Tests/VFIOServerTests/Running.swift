@@ -72,18 +72,19 @@ extension Client {
 /// `vfiod` in a process of its own, whose descriptors and memory are nobody else's.
 final class Daemon {
   let directory: TemporaryDirectory
-  private let process = Process()
+  private let process: ProcessID
+  /// How it ended.
+  private var status: Int32?
 
   /// Starts it, with as many descriptors as it may open, and waits until it serves.
   init(descriptors: Int = 4096) throws {
     directory = try TemporaryDirectory()
     let vfiod = Bundle.main.bundleURL.appending(path: "vfiod").path
-    process.executableURL = URL(filePath: "/bin/sh")
-    process.arguments = [
-      "-c", "ulimit -n \(descriptors); exec \"$0\" --directory \"$1\" --log-level critical", vfiod,
+    process = try spawn([
+      "/bin/sh", "-c",
+      "ulimit -n \(descriptors); exec \"$0\" --directory \"$1\" --log-level critical", vfiod,
       directory.path,
-    ]
-    try process.run()
+    ])
     for _ in 0..<20_000 {
       if (try? root()) != nil { return }
       usleep(1000)
@@ -91,16 +92,18 @@ final class Daemon {
     throw Errno.timedOut
   }
 
-  deinit {
-    process.terminate()
-    process.waitUntilExit()
-  }
+  deinit { _ = stop() }
 
-  /// Ends it with SIGTERM, and returns its status.
+  /// Ends it with SIGTERM, and returns its status, or -1 when something else has ended it.
   func stop() -> Int32 {
-    process.terminate()
-    process.waitUntilExit()
-    return process.terminationStatus
+    if let status { return status }
+    kill(process, SIGTERM)
+    var end: CInt = 0
+    // Sound: the call fills the integer given.
+    while unsafe waitpid(process, &end, 0) == -1 && errno == EINTR {}
+    let exited = end & 0x7F == 0 ? end >> 8 : -1
+    status = exited
+    return exited
   }
 
   func root() throws -> Client { try connectRoot(directory.path) }
@@ -117,7 +120,7 @@ final class Daemon {
 
   /// How many descriptors it has open.
   var descriptors: Int {
-    let path = "/proc/\(process.processIdentifier)/fd"
+    let path = "/proc/\(process)/fd"
     return (try? FileManager.default.contentsOfDirectory(atPath: path).count) ?? 0
   }
 
@@ -134,11 +137,22 @@ final class Daemon {
 
   /// Processor time that it has used, in seconds.
   var processorTime: Double {
-    let path = "/proc/\(process.processIdentifier)/stat"
+    let path = "/proc/\(process)/stat"
     let fields = (try? String(contentsOfFile: path, encoding: .utf8))?.split(separator: " ") ?? []
     guard fields.count > 15, let user = Double(fields[13]), let system = Double(fields[14]) else {
       return 0
     }
     return (user + system) / Double(sysconf(CInt(_SC_CLK_TCK)))
   }
+}
+
+/// Starts a program.
+private func spawn(_ arguments: [String]) throws(Errno) -> ProcessID {
+  // Sound: the copies are there until the call has returned, and end with nil.
+  let copies = unsafe arguments.map { unsafe strdup($0) } + [nil]
+  defer { unsafe copies.forEach { unsafe free($0) } }
+  var process: ProcessID = 0
+  let error = unsafe posix_spawn(&process, copies[0]!, nil, nil, copies, environ)
+  guard error == 0 else { throw Errno(rawValue: error) }
+  return process
 }

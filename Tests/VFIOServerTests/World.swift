@@ -38,6 +38,7 @@ final class World {
     // Closes what was handed out.
     service.loop.start()
     service.loop.stop()
+    service.topology.unplug(from: service.registry)
   }
 
   /// A client's root session, after VERSION.
