@@ -150,7 +150,7 @@ final class Daemon {
 private func spawn(_ arguments: [String]) throws(Errno) -> ProcessID {
   // Sound: the copies are there until the call has returned, and end with nil.
   let copies = unsafe arguments.map { unsafe strdup($0) } + [nil]
-  defer { unsafe copies.forEach { unsafe free($0) } }
+  defer { for copy in unsafe copies { unsafe free(copy) } }
   var process: ProcessID = 0
   let error = unsafe posix_spawn(&process, copies[0]!, nil, nil, copies, environ)
   guard error == 0 else { throw Errno(rawValue: error) }

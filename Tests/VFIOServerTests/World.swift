@@ -38,12 +38,13 @@ final class World {
     // Closes what was handed out.
     service.loop.start()
     service.loop.stop()
-    service.topology.unplug(from: service.registry)
+    administration.removeDevices()
   }
 
   /// A client's root session, after VERSION.
   func root(user: UInt32 = effectiveUser()) throws(Errno) -> RootSession {
-    let root = RootSession(service, administration, peer: Credentials(process: 1, user: user, group: user))
+    let root = RootSession(
+      service, administration, peer: Credentials(process: 1, user: user, group: user))
     _ = try root.call(.version, version01)
     return root
   }
