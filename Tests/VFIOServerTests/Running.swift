@@ -150,7 +150,7 @@ final class Daemon {
 private func spawn(_ arguments: [String]) throws(Errno) -> ProcessID {
   // Sound: the copies are there until the call has returned, and end with nil.
   let copies = unsafe arguments.map { unsafe strdup($0) } + [nil]
-  defer { for copy in unsafe copies { unsafe free(copy) } }
+  defer { for index in unsafe copies.indices { unsafe free(copies[index]) } }
   var process: ProcessID = 0
   let error = unsafe posix_spawn(&process, copies[0]!, nil, nil, copies, environ)
   guard error == 0 else { throw Errno(rawValue: error) }
