@@ -89,8 +89,8 @@ final class ControlLoop: Sendable {
           continue
         }
         guard let connection = table.withLock({ $0.connections[event.number] }) else { continue }
-        // One that waits for a reply is served again when that is there.
-        if event.events == .hungUp, connection.events.isEmpty {
+        // One that waits for a reply is served again when that is there: this is its end.
+        if connection.events.isEmpty {
           close(connection)
         } else {
           serve(connection)
