@@ -12,7 +12,7 @@ Each object is a file descriptor; they close in any order, as the kernel's do.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -109,6 +109,52 @@ class Root(Handle):
             connection.close()
             raise
         return ExternalUser(connection, id)
+
+    # Administration: root's, and whose the server is; EPERM for everyone else. EINVAL for what the
+    # server doesn't understand.
+
+    def add_device(self, group: int, device: Mapping[str, Any]) -> None:
+        """Puts a device on the bus and binds its driver. The group appears with its first device.
+
+        `device` is as in the server's configuration: "address", "model", "driver", "options" and
+        "socket". EEXIST when the address is taken, EBUSY when the group is live and the driver foreign.
+        """
+        self._administer(Operation.ADD_DEVICE, {"group": group, "device": dict(device)})
+
+    def remove_device(self, name: str, timeout: int = 10) -> None:
+        """Takes a device off the bus. Its user is asked to let go (the interrupt REQ), and has
+        `timeout` seconds: then ETIMEDOUT, and the device stays. ENODEV without such a device.
+
+        Only this connection waits.
+        """
+        arguments = {"name": name, "timeout": timeout}
+        self._administer(Operation.REMOVE_DEVICE, arguments, timeout)
+
+    def bind_driver(self, name: str, driver: str, force: bool = False) -> None:
+        """Binds a device's driver. EBUSY when it has one, or when its group is live and the driver
+        foreign; `force` does it then too, and takes the group away from its user."""
+        arguments = {"name": name, "driver": driver, "force": force}
+        self._administer(Operation.BIND_DRIVER, arguments)
+
+    def unbind_driver(self, name: str, driver: str | None = None, timeout: int = 10) -> None:
+        """Takes the driver off a device; EINVAL when it has another one than `driver`, ENODEV when it
+        has none. For the user of a VFIO device it is a removal: see `remove_device`."""
+        arguments: dict[str, Any] = {"name": name, "timeout": timeout}
+        if driver is not None:
+            arguments["driver"] = driver
+        self._administer(Operation.UNBIND_DRIVER, arguments, timeout)
+
+    def _administer(
+        self, operation: Operation, arguments: Mapping[str, Any], wait: float = 0
+    ) -> None:
+        """Sends a request as JSON. The server may take `wait` seconds, and that isn't a timeout."""
+        limit = self.connection.timeout
+        if limit is not None:
+            self.connection.timeout = limit + wait
+        try:
+            self.connection.call(operation, json.dumps(arguments).encode() + b"\0")
+        finally:
+            self.connection.timeout = limit
 
     def _adopt(self, reply: Message) -> Connection:
         operation = wire.name(reply.header.command)
