@@ -1,46 +1,61 @@
-"""Every test that names `server` has one of its own, which must stop cleanly and leak nothing."""
+"""The server that the tests use, and objects out of it."""
 
-import gc
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import EDU, SCRATCH, Server, attach, bus_master, warm_up
+from support import EDU, SCRATCH, Server, attach, bus_master
 
 import vfiod
+from vfiod.testing import has_passed
+
+pytest_plugins = ["vfiod.testing", "pytester"]
+
+BUILD = Path(__file__).resolve().parents[3] / ".build" / "debug" / "vfiod"
+if BUILD.exists():
+    os.environ.setdefault("VFIOD", str(BUILD))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item, call):  # type: ignore[no-untyped-def]
-    report = yield
-    if report.when == "call":
-        item.passed = report.passed
-    return report
+@pytest.fixture(scope="session")
+def pool() -> Iterator[list[Server]]:
+    """Up to one server that serves the built-in topology and that no test has harmed."""
+    servers: list[Server] = []
+    yield servers
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture
-def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
-    arguments: list[str] = []
-    if marker := request.node.get_closest_marker("configuration"):
-        file = tmp_path / "config.json"
-        file.write_text(json.dumps(marker.args[0]))
-        arguments = ["--config", str(file)]
-    server = Server(tmp_path / "vfiod", *arguments)
+def server(
+    request: pytest.FixtureRequest, pool: list[Server], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """With the mark `vfiod` the test's own server, else one that many tests use, each after the other.
+
+    Either must be as before after the test: alive, and with no descriptor more. A server whose
+    topology the test has changed isn't used again.
+    """
+    if request.node.get_closest_marker("vfiod"):
+        yield request.getfixturevalue("vfiod_server")
+        return
+    server = pool.pop() if pool else Server(tmp_path_factory.mktemp("shared") / "vfiod")
+    with server.connect() as root:
+        topology = root.topology()
     try:
-        server.wait_until_ready()
-        warm_up(server)
-        server.mark()
         yield server
-        if getattr(request.node, "passed", False):
-            gc.collect()
-            server.check_alive()
-            server.check_level()
-            server.stop()
-            assert "Fatal error" not in server.output()
+        if has_passed(request.node):
+            server.check_unused()
+            server.reset_devices()
+            with server.connect() as root:
+                unchanged = root.topology() == topology
+            if unchanged:
+                pool.append(server)
+            else:
+                server.stop()
     finally:
-        server.kill()
-        print(server.output())
+        if server not in pool:
+            server.kill()
+            print(server.output())
 
 
 @pytest.fixture

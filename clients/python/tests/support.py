@@ -1,4 +1,4 @@
-"""What the tests share: a running server, the way to a device, and raw messages."""
+"""What the tests share: the way to a device, raw messages, and other processes."""
 
 import contextlib
 import ctypes
@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +15,10 @@ import pytest
 
 import vfiod
 from vfiod import wire
-
-TIMEOUT = 20.0
-"""Seconds after which a wait has failed; far more than anything here takes."""
+from vfiod.testing import TIMEOUT as TIMEOUT
+from vfiod.testing import Server as Server
+from vfiod.testing import find_server
+from vfiod.testing import until as until
 
 EDU = "0000:06:0d.0"
 STUB = "0000:06:0d.1"
@@ -31,19 +31,10 @@ PAGE = 0x1000
 IOVA = 0x10_0000
 
 
-def binary() -> Path:
-    """The server: `VFIOD`, or the repository's debug build."""
-    default = Path(__file__).resolve().parents[3] / ".build" / "debug" / "vfiod"
-    path = Path(os.environ.get("VFIOD", default))
-    if not path.exists():
-        pytest.fail(f"{path} does not exist: run `swift build`, or set VFIOD", pytrace=False)
-    return path
-
-
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """Runs a server that is expected to end by itself."""
     return subprocess.run(
-        [os.fspath(binary()), *arguments], capture_output=True, text=True, timeout=TIMEOUT
+        [os.fspath(find_server()), *arguments], capture_output=True, text=True, timeout=TIMEOUT
     )
 
 
@@ -56,129 +47,17 @@ def expect_sentence(result: "subprocess.CompletedProcess[str]", *words: str) -> 
         assert word in lines[0], lines[0]
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Waits until `condition` holds; fails after `TIMEOUT`."""
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.002)
+def resident(server: Server) -> int:
+    """The server's resident memory in bytes."""
+    pages = Path(f"/proc/{server.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGESIZE")
 
 
-class Server:
-    """A server process on a directory of its own."""
-
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        self.directory = directory
-        self.root_socket = directory / "vfio.sock"
-        self._log = open(directory.with_suffix(".log"), "w+b")
-        command = [os.fspath(binary()), "--directory", os.fspath(directory), *arguments]
-        self.process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
-        self.level = 0
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def output(self) -> str:
-        return self._log_path().read_text(errors="replace")
-
-    def _log_path(self) -> Path:
-        return self.directory.with_suffix(".log")
-
-    def wait_until_ready(self) -> None:
-        def accepts() -> bool:
-            assert self.process.poll() is None, f"the server ended: {self.output()}"
-            with socket.socket(socket.AF_UNIX) as probe:
-                try:
-                    probe.connect(os.fspath(self.root_socket))
-                except (FileNotFoundError, ConnectionRefusedError):
-                    return False
-                return True
-
-        until(accepts, "the server's root socket")
-
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        """Signals the server; it must end with status 0 and leave no sockets behind."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        try:
-            status = self.process.wait(TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            pytest.fail("the server didn't stop")
-        finally:
-            self._log.close()
-        assert status == 0, f"the server ended with status {status}: {self.output()}"
-        left = [path.name for path in self.directory.rglob("*.sock")]
-        assert left == [], "the server left sockets behind"
-
-    def kill(self) -> None:
-        """Ends the server, if it still runs, without giving it a chance to clean up."""
-        self.process.kill()
-        self.process.wait()
-        self._log.close()
-
-    # Clients
-
-    def connect(self) -> vfiod.Root:
-        return vfiod.connect(self.directory, TIMEOUT)
-
-    def device_socket(self, name: str) -> Path:
-        return self.directory / "devices" / f"{name}.sock"
-
-    def device(self, name: str) -> vfiod.Device:
-        """A client of the device's own socket."""
-        return vfiod.Device.connect(self.device_socket(name), TIMEOUT)
-
-    def raw(self, name: str | None = None) -> vfiod.Connection:
-        """A connection that has not sent VERSION: to the root, or to a device's socket."""
-        path = self.root_socket if name is None else self.device_socket(name)
-        return vfiod.Connection.open(path, TIMEOUT)
-
-    # Descriptors and memory of the server's process
-
-    def descriptors(self) -> int:
-        """Open descriptors while one root connection is there, after pending hang-ups took effect."""
-        with self.connect() as root:
-            root.topology()
-            return len(os.listdir(f"/proc/{self.pid}/fd"))
-
-    def resident(self) -> int:
-        """Resident memory in bytes."""
-        pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGESIZE")
-
-    def mark(self) -> None:
-        """Takes the present number of descriptors as the level to return to."""
-        self.level = self.descriptors()
-
-    def check_level(self, level: int | None = None) -> None:
-        """The server has no more descriptors than at `mark`, or than `level`."""
-        level = self.level if level is None else level
-        deadline = time.monotonic() + 5
-        while (count := self.descriptors()) > level and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert count <= level, f"the server holds {count} descriptors instead of {level}"
-
-    def check_alive(self) -> None:
-        """The server still serves others."""
-        assert self.process.poll() is None, f"the server ended: {self.output()}"
-        with self.connect() as root, root.open_container() as container:
-            assert container.api_version() == 0
-
-
-def warm_up(server: Server) -> None:
-    """Goes every way once, so that what the server keeps for good is there before counting."""
-    with server.connect() as root:
-        for name, id in GROUP_OF.items():
-            with contextlib.suppress(vfiod.VFIOError), root.open_container() as container:
-                with root.open_group(id) as group:
-                    group.set_container(container)
-                    container.set_iommu(vfiod.IOMMUType.TYPE1v2)
-                    group.open_device(name).close()
-    for path in (server.directory / "devices").iterdir():
-        with contextlib.suppress(vfiod.VFIOError):
-            vfiod.Device.connect(path, TIMEOUT).close()
+def let_others_in(server: Server) -> None:
+    """Other users may reach the root socket; whether they may do anything there is another matter."""
+    for path in (server.directory, server.directory.parent):
+        path.chmod(0o755)
+    server.root_socket.chmod(0o777)
 
 
 @contextlib.contextmanager
@@ -207,11 +86,7 @@ def bus_master(device: vfiod.Device, on: bool = True) -> None:
 
 def unbind_foreign(root: vfiod.Root) -> None:
     """Makes group 28 viable: takes the foreign driver off its second function."""
-    administer(root, wire.Operation.UNBIND_DRIVER, name=FOREIGN, driver="e1000")
-
-
-def administer(root: vfiod.Root, operation: int, **arguments: Any) -> None:
-    root.connection.call(operation, json.dumps(arguments).encode() + b"\0")
+    root.unbind_driver(FOREIGN, "e1000")
 
 
 # Raw messages ------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from support import (
     expect_sentence,
     expect_success,
     in_child,
+    let_others_in,
     read_request,
     refused,
     run,
@@ -49,24 +50,24 @@ def one_device(**device: Any) -> dict[str, Any]:
 # Fields
 
 
-@pytest.mark.configuration({})
+@pytest.mark.vfiod({})
 def test_an_empty_configuration_is_the_built_in_one(root: vfiod.Root) -> None:
     assert SCRATCH in json.dumps(root.topology())
 
 
-@pytest.mark.configuration({"groups": []})
+@pytest.mark.vfiod({"groups": []})
 def test_a_server_may_have_no_groups(server: Server) -> None:
     with server.connect() as root, refused(errno.ENODEV):
         root.open_group(26)
 
 
-@pytest.mark.configuration({"groups": [{"id": 26, "devices": [{"address": EDU, "driver": "e1000"}]}]})
+@pytest.mark.vfiod({"groups": [{"id": 26, "devices": [{"address": EDU, "driver": "e1000"}]}]})
 def test_a_group_without_a_vfio_device_does_not_exist(root: vfiod.Root) -> None:
     with refused(errno.ENODEV):
         root.open_group(26)
 
 
-@pytest.mark.configuration(
+@pytest.mark.vfiod(
     {
         "groups": [
             {
@@ -85,7 +86,7 @@ def test_driverless_devices_and_ports_leave_a_group_viable(root: vfiod.Root) -> 
         assert group.status() & vfiod.GroupStatus.VIABLE
 
 
-@pytest.mark.configuration(one_device(options={"dma_mask": "0xffff"}))
+@pytest.mark.vfiod(one_device(options={"dma_mask": "0xffff"}))
 def test_edus_dma_mask_can_be_chosen(root: vfiod.Root) -> None:
     with attach(root, EDU) as (container, group), group.open_device(EDU) as device:
         bus_master(device)
@@ -96,7 +97,7 @@ def test_edus_dma_mask_can_be_chosen(root: vfiod.Root) -> None:
             assert memory[8:12] == b"data"
 
 
-@pytest.mark.configuration(one_device(options={"dma_mask": "0xffffffffffffffff"}))
+@pytest.mark.vfiod(one_device(options={"dma_mask": "0xffffffffffffffff"}))
 def test_an_edu_with_64_address_lines_reaches_high_addresses(root: vfiod.Root) -> None:
     with attach(root, EDU) as (container, group), group.open_device(EDU) as device:
         bus_master(device)
@@ -107,7 +108,7 @@ def test_an_edu_with_64_address_lines_reaches_high_addresses(root: vfiod.Root) -
             assert memory[8:12] == b"high"
 
 
-@pytest.mark.configuration(
+@pytest.mark.vfiod(
     {
         "groups": [{"id": 26, "devices": [{"address": EDU, "model": "edu"}]}],
         "limits": {"apertures": [["0x1000", "0x1fff"], ["0x4000", 0x5FFF]]},
@@ -121,14 +122,14 @@ def test_apertures_limit_what_may_be_mapped(iommu: vfiod.Container) -> None:
                 iommu.map_dma(iova, PAGE)
 
 
-@pytest.mark.configuration({"limits": {"mappings": 2}})
+@pytest.mark.vfiod({"limits": {"mappings": 2}})
 def test_the_number_of_mappings_can_be_limited(iommu: vfiod.Container) -> None:
     assert iommu.iommu_info().dma_available == 2
     with iommu.map_dma(0x1000, PAGE), iommu.map_dma(0x2000, PAGE), refused(errno.ENOSPC):
         iommu.map_dma(0x3000, PAGE)
 
 
-@pytest.mark.configuration({"limits": {"max_data_xfer_size": 4096}})
+@pytest.mark.vfiod({"limits": {"max_data_xfer_size": 4096}})
 def test_the_size_of_an_access_can_be_limited(server: Server) -> None:
     with server.raw(SCRATCH) as connection:
         connection.send_raw(version_message({"max_data_xfer_size": 1 << 20}))
@@ -142,7 +143,7 @@ def test_the_size_of_an_access_can_be_limited(server: Server) -> None:
         assert device.region(0).read(0, 10_000) == data
 
 
-@pytest.mark.configuration({"limits": {"message_descriptors": 2}})
+@pytest.mark.vfiod({"limits": {"message_descriptors": 2}})
 def test_the_descriptors_of_a_message_can_be_limited(server: Server) -> None:
     with server.device(SCRATCH) as device:
         assert device.version.capabilities["max_msg_fds"] == 2
@@ -157,7 +158,6 @@ def test_a_device_may_have_its_socket_elsewhere(tmp_path: Path) -> None:
     file.write_text(json.dumps(one_device(socket=str(path))))
     server = Server(tmp_path / "vfiod", "--config", str(file))
     try:
-        server.wait_until_ready()
         with vfiod.Device.connect(path, 10) as device:
             assert device.region(0).read32(0) == 0x010000ED
         server.stop()
@@ -166,7 +166,7 @@ def test_a_device_may_have_its_socket_elsewhere(tmp_path: Path) -> None:
         server.kill()
 
 
-@pytest.mark.configuration(
+@pytest.mark.vfiod(
     {
         "groups": [
             {
@@ -182,9 +182,7 @@ def test_a_device_may_have_its_socket_elsewhere(tmp_path: Path) -> None:
 def test_a_group_can_belong_to_another_user(server: Server) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
-    os.chmod(server.directory, 0o755)
-    for path in [*server.directory.parents][:3]:
-        os.chmod(path, os.stat(path).st_mode | 0o011)
+    let_others_in(server)
 
     def work() -> list[int]:
         os.setgroups([])
@@ -205,7 +203,7 @@ def test_a_group_can_belong_to_another_user(server: Server) -> None:
 # Two functions of one card
 
 
-@pytest.mark.configuration(TWO_FUNCTIONS)
+@pytest.mark.vfiod(TWO_FUNCTIONS)
 def test_one_process_may_take_two_functions_of_a_card_by_their_sockets(server: Server) -> None:
     with server.device(CARD) as one, server.device(CARD_2) as two, vfiod.Memory(PAGE) as memory:
         bus_master(one)
@@ -220,7 +218,7 @@ def test_one_process_may_take_two_functions_of_a_card_by_their_sockets(server: S
         assert memory[16:20] == b"data"
 
 
-@pytest.mark.configuration(TWO_FUNCTIONS)
+@pytest.mark.vfiod(TWO_FUNCTIONS)
 def test_a_map_that_two_functions_made_stays_until_both_have_unmapped_it(server: Server) -> None:
     with server.device(CARD) as one, server.device(CARD_2) as two, vfiod.Memory(PAGE) as memory:
         bus_master(two)
@@ -237,7 +235,7 @@ def test_a_map_that_two_functions_made_stays_until_both_have_unmapped_it(server:
         assert memory[8:12] == b"keep"
 
 
-@pytest.mark.configuration(TWO_FUNCTIONS)
+@pytest.mark.vfiod(TWO_FUNCTIONS)
 def test_a_map_of_another_function_is_refused_unless_it_is_identical(server: Server) -> None:
     with server.device(CARD) as one, server.device(CARD_2) as two, vfiod.Memory(2 * PAGE) as memory:
         one.map_dma(IOVA, PAGE, memory=memory)
@@ -252,7 +250,7 @@ def test_a_map_of_another_function_is_refused_unless_it_is_identical(server: Ser
             two.map_dma(IOVA, PAGE)
 
 
-@pytest.mark.configuration(TWO_FUNCTIONS)
+@pytest.mark.vfiod(TWO_FUNCTIONS)
 def test_another_process_does_not_join_the_card(server: Server) -> None:
     with server.device(CARD):
 
@@ -266,7 +264,7 @@ def test_another_process_does_not_join_the_card(server: Server) -> None:
         assert device.region(0).read32(0) == 0x010000ED
 
 
-@pytest.mark.configuration(TWO_FUNCTIONS)
+@pytest.mark.vfiod(TWO_FUNCTIONS)
 def test_each_function_may_leave_first(server: Server) -> None:
     for first, second in ((CARD, CARD_2), (CARD_2, CARD)):
         one, two = server.device(first), server.device(second)
@@ -278,7 +276,7 @@ def test_each_function_may_leave_first(server: Server) -> None:
         again.close()
 
 
-@pytest.mark.configuration(TWO_FUNCTIONS)
+@pytest.mark.vfiod(TWO_FUNCTIONS)
 def test_one_copies_while_the_other_leaves(server: Server) -> None:
     with server.device(CARD) as one, one.map_dma(IOVA, PAGE) as memory:
         bus_master(one)

@@ -5,7 +5,8 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from support import TIMEOUT, refused
@@ -148,6 +149,26 @@ def test_a_wait_ends_at_its_timeout() -> None:
     ours, theirs = socket.socketpair()
     with vfiod.Connection(ours, 0.01) as connection, theirs, pytest.raises(TimeoutError):
         connection.receive()
+
+
+@pytest.mark.parametrize("call", [vfiod.Root.remove_device, vfiod.Root.unbind_driver])
+def test_the_time_that_a_removal_may_take_is_no_timeout_of_the_connection(
+    call: Callable[..., None],
+) -> None:
+    ours, theirs = socket.socketpair()
+    with vfiod.Root(vfiod.Connection(ours, 0.02)) as root, theirs:
+
+        def answer_late() -> None:
+            header = wire.Header(*wire.HEADER.unpack_from(theirs.recv(4096)))
+            time.sleep(0.1)
+            theirs.send(reply(header.id, header.command))
+
+        thread = threading.Thread(target=answer_late)
+        thread.start()
+        call(root, "0000:07:00.0", timeout=10)
+        thread.join()
+        with pytest.raises(TimeoutError):
+            root.topology()
 
 
 def test_a_posted_request_says_that_it_wants_no_reply(pair: Pair) -> None:

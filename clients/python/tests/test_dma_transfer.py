@@ -86,7 +86,7 @@ def test_memory_mapped_for_writing_only_is_not_read(edu: Edu) -> None:
             assert memory[0:4] != b"hide"
 
 
-TWO_EDUS = pytest.mark.configuration(
+TWO_EDUS = pytest.mark.vfiod(
     {
         "groups": [
             {"id": 26, "devices": [{"address": EDU, "model": "edu"}]},

@@ -239,7 +239,7 @@ def test_descriptors_that_nobody_asked_for_are_closed(
         send_with(stream, message(0x7777, b"body", 5), null.fileno(), copies)
         stream.receive()
     expect_success(exchange(stream, good), 77)
-    server.check_level(level)
+    server.check_descriptors(level)
 
 
 def test_descriptors_in_the_middle_of_a_message_are_closed(
@@ -252,7 +252,7 @@ def test_descriptors_in_the_middle_of_a_message_are_closed(
             send_with(stream, good[10:], null.fileno(), 3)
             assert stream.receive().header.id == 77
     expect_success(exchange(stream, good), 77)
-    server.check_level(level)
+    server.check_descriptors(level)
 
 
 def test_descriptors_of_a_message_that_never_ends_are_closed(server: Server) -> None:

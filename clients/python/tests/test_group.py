@@ -126,7 +126,6 @@ def test_setting_a_device_as_the_container_is_refused(root: vfiod.Root, group: v
 def test_setting_another_servers_container_is_refused(group: vfiod.Group, tmp_path: Path) -> None:
     other = Server(tmp_path / "other")
     try:
-        other.wait_until_ready()
         with other.connect() as root, root.open_container() as container:
             with refused(errno.EINVAL):
                 group.set_container(container)

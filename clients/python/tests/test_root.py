@@ -17,6 +17,7 @@ from support import (
     exchange,
     expect_error,
     message,
+    let_others_in,
     refused,
     version_message,
 )
@@ -195,13 +196,11 @@ def test_an_extension_that_is_too_short_is_refused_by_a_token(root: vfiod.Root) 
 # Who may
 
 
+@pytest.mark.vfiod
 def test_other_users_may_not_open_a_group(server: Server) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
-    os.chmod(server.directory, 0o755)
-    for path in [*server.directory.parents][:3]:
-        os.chmod(path, os.stat(path).st_mode | 0o011)
-    os.chmod(server.root_socket, 0o777)
+    let_others_in(server)
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:

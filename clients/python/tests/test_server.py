@@ -11,9 +11,9 @@ import pytest
 from support import (
     EDU,
     SCRATCH,
+    TIMEOUT,
     Server,
     attach,
-    binary,
     expect_sentence,
     refused,
     run,
@@ -22,27 +22,29 @@ from support import (
 )
 
 import vfiod
+from vfiod.testing import find_server
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_stops_at_a_signal_and_removes_its_sockets(tmp_path: Path, number: int) -> None:
     for _ in range(2):  # and the directory can be used again
         server = Server(tmp_path / "vfiod")
-        server.wait_until_ready()
         assert server.root_socket.exists()
         server.stop(number)
 
 
 def test_a_signal_that_comes_as_soon_as_the_socket_is_there_is_not_lost(tmp_path: Path) -> None:
-    for turn in range(40):
-        server = Server(tmp_path / f"vfiod{turn}")
-        server.wait_until_ready()
-        server.stop()
+    path = tmp_path / "vfio.sock"
+    for _ in range(40):
+        process = subprocess.Popen([find_server(), "--directory", tmp_path])
+        until(path.exists, "the socket")
+        process.terminate()
+        assert process.wait(TIMEOUT) == 0
+        assert not path.exists()
 
 
 def test_it_stops_while_clients_use_everything(tmp_path: Path) -> None:
     server = Server(tmp_path / "vfiod")
-    server.wait_until_ready()
     with server.connect() as root, attach(root, EDU) as (container, group):
         with group.open_device(EDU) as device, root.external_user(group) as token:
             with server.device(SCRATCH) as scratch, vfiod.EventFD() as event:
@@ -57,6 +59,7 @@ def test_it_stops_while_clients_use_everything(tmp_path: Path) -> None:
                         each.info()
 
 
+@pytest.mark.vfiod
 def test_it_prints_nothing_while_all_is_well(server: Server) -> None:
     with server.connect() as root, attach(root, EDU) as (_, group), group.open_device(EDU) as device:
         device.info()
@@ -73,19 +76,16 @@ def test_a_second_server_on_the_same_directory_is_refused(server: Server) -> Non
 
 def test_the_sockets_of_a_server_that_was_killed_are_replaced(tmp_path: Path) -> None:
     first = Server(tmp_path / "vfiod")
-    first.wait_until_ready()
     first.kill()
     assert first.root_socket.exists()
     second = Server(tmp_path / "vfiod")
     try:
-        second.wait_until_ready()
         second.check_alive()
         with second.device(SCRATCH) as device:
             assert device.config.read16(0) == 0x1234
         second.stop()
     finally:
-        if second.process.poll() is None:
-            second.kill()
+        second.kill()
 
 
 def test_a_file_that_is_no_socket_is_not_replaced(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_the_directory_is_taken_from_the_environment(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root's default is /run/vfiod")
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
-    process = subprocess.Popen([binary()], env=environment)
+    process = subprocess.Popen([find_server()], env=environment)
     until((tmp_path / "vfiod" / "vfio.sock").exists, "the socket")
     process.terminate()
     assert process.wait(10) == 0
