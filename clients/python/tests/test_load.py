@@ -26,7 +26,6 @@ import vfiod
 from vfiod import wire
 from vfiod.wire import Operation
 
-
 pytestmark = pytest.mark.vfiod
 
 

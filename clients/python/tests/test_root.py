@@ -16,8 +16,8 @@ from support import (
     attach,
     exchange,
     expect_error,
-    message,
     let_others_in,
+    message,
     refused,
     version_message,
 )
