@@ -152,7 +152,6 @@ def test_a_configuration_that_the_schema_allows_is_served(tmp_path: Path, what: 
     config.write_text(json.dumps(GOOD[what]))
     server = Server(tmp_path / "vfiod", "--config", str(config))
     try:
-        server.wait_until_ready()
         with server.connect() as root:
             assert is_topology(root.topology())
         server.stop()

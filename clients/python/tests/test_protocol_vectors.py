@@ -45,7 +45,6 @@ def server_of(file: str, servers: dict[str, Server], directory: Path) -> Server:
             config.write_text(json.dumps(VECTORS[file]["configuration"]))
             arguments = ["--config", str(config)]
         servers[file] = Server(directory / "vfiod", *arguments)
-        servers[file].wait_until_ready()
     if VECTORS[file].get("requires") == "administration" and not administers(servers[file]):
         pytest.skip("this server has no administration")
     return servers[file]
