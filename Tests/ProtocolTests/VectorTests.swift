@@ -16,7 +16,6 @@ import VFIOWire
       directory: directory, configuration: try configuration(of: vector),
       logger: Logger(label: "vectors") { _ in SwiftLogNoOpLogHandler() })
     defer { server.stop() }
-    if vector.file["requires"] != nil, try !administers(directory) { return }
     try Client(directory: directory).run(vector.steps)
   }
 
@@ -24,23 +23,6 @@ import VFIOWire
     let text = vector.file["configuration"]?.text ?? "{}"
     return try Configuration(
       parsing: Array(text.utf8).span, file: "configuration", names: Server.names)
-  }
-
-  /// Whether the server knows the operations of an administrator.
-  private func administers(_ directory: String) throws -> Bool {
-    let root = Peer(try Socket.connect(to: "\(directory)/vfio.sock"))
-    let version = Header(id: 1, command: .version, messageSize: 20)
-    let add = Header(
-      id: 2, command: Command(rawValue: UInt16(Facts.command("ADD_DEVICE")?["number"]?.int ?? 0)),
-      messageSize: 16)
-    var bytes = [UInt8](repeating: 0, count: 36)
-    var span = bytes.mutableSpan
-    version.write(to: &span, at: 0)
-    add.write(to: &span, at: 20)
-    try root.send(bytes, with: [])
-    _ = try root.receive()
-    let reply = try #require(try root.receive())
-    return Header(reply.bytes.span).error != UInt32(Facts.errno("ENOTTY") ?? 0)
   }
 
   @Test func `asks on a socket that has the command`() {

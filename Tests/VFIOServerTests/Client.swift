@@ -61,7 +61,7 @@ final class Client {
   func waitUntilFull() -> Bool {
     guard let socket else { return false }
     var (last, same) = (0, 0)
-    for _ in 0..<5000 {
+    for _ in 0..<60_000 {
       let arrived = socket.unreadInput
       same = arrived == last && arrived > 100_000 ? same + 1 : 0
       if same == 20 { return true }

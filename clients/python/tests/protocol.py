@@ -189,5 +189,7 @@ class Runner:
         raise AssertionError(f"{name} is nothing that a vector knows")
 
     def close(self) -> None:
-        for one in [*self.connections.values(), *self.descriptors.values()]:
-            one.close()
+        for connection in self.connections.values():
+            connection.close()
+        for descriptor in self.descriptors.values():
+            descriptor.close()

@@ -216,6 +216,6 @@ def test_edus_registers_are_where_the_other_tests_find_them() -> None:
 
 
 def test_the_specification_is_generated_from_the_facts() -> None:
-    command = [protocol.DIRECTORY / "generate", "--check"]
+    command = [str(protocol.DIRECTORY / "generate"), "--check"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -255,7 +255,7 @@ def test_a_validator_of_the_standard_agrees() -> None:
     configuration = jsonschema.Draft202012Validator(
         {"$ref": "configuration.schema.json"}, registry=registry
     )
-    for what, value in GOOD.items():
-        assert configuration.is_valid(value), what
-    for what, value in BAD.items():
-        assert not configuration.is_valid(value), what
+    for what, good in GOOD.items():
+        assert configuration.is_valid(good), what
+    for what, bad in BAD.items():
+        assert not configuration.is_valid(bad), what

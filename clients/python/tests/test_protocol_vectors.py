@@ -21,7 +21,7 @@ from protocol import (
     number,
     unmask,
 )
-from support import Server, message
+from support import Server
 from vfiod import wire
 
 pytestmark = pytest.mark.skipif(sys.byteorder == "big", reason="the vectors are little-endian")
@@ -45,15 +45,7 @@ def server_of(file: str, servers: dict[str, Server], directory: Path) -> Server:
             config.write_text(json.dumps(VECTORS[file]["configuration"]))
             arguments = ["--config", str(config)]
         servers[file] = Server(directory / "vfiod", *arguments)
-    if VECTORS[file].get("requires") == "administration" and not administers(servers[file]):
-        pytest.skip("this server has no administration")
     return servers[file]
-
-
-def administers(server: Server) -> bool:
-    with server.connect() as root:
-        root.connection.send_raw(message(number(COMMANDS["ADD_DEVICE"]["number"])))
-        return root.connection.receive().header.error != protocol.ERRORS["ENOTTY"]
 
 
 NAMES = [f"{file}: {case['name']}" for file, case in CASES]
