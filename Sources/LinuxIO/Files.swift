@@ -114,3 +114,8 @@ public func userName(of id: UInt32) -> String? {
   // Sound: the entry is read before any other call could reuse it; only used by a tool of one thread.
   unsafe getpwuid(id).map { unsafe String(cString: $0.pointee.pw_name) }
 }
+
+/// Writes what was printed, on all streams; false when that can't be done, such as on a full disk.
+public func flushOutput() -> Bool {
+  fflush(nil) == 0
+}

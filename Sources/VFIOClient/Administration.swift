@@ -5,7 +5,7 @@ import VFIOWire
 /// What the administrator, the server's own user or root, may ask for; `EACCES` or `EPERM` for others.
 extension VFIO {
   /// Adds a device, described as the server's configuration has them, to a group, which is made if it
-  /// isn't there. `EEXIST` when there is a device of that address, `EINVAL` for a device that cannot be.
+  /// isn't there. `EBUSY` when there is a device of that address, `EINVAL` for a device that cannot be.
   public func addDevice(_ device: JSONValue, toGroup id: UInt32) throws(VFIOError) {
     let request: JSONValue = ["group": .integer(Int128(id)), "device": device]
     try administer(.addDevice, "add a device to group \(id)", request.text)

@@ -36,6 +36,10 @@ final class Administration: Sendable {
             place: "groups[\(groupIndex)].devices[\(index)].")
         } catch let error as JSONError {
           throw ConfigurationError(file: file, error: error)
+        } catch let error as ServerError where device.socket != nil {
+          let place = "groups[\(groupIndex)].devices[\(index)].socket"
+          throw ConfigurationError(
+            file: file, error: JSONError(place: place, problem: error.description))
         }
       }
     }
@@ -43,14 +47,14 @@ final class Administration: Sendable {
 
   /// Puts a device on the bus and binds its driver. The group appears with its first device.
   ///
-  /// Throws `EEXIST` for an address that is taken, `JSONError` for an option that the model refuses, and
+  /// Throws `EBUSY` for an address that is taken, `JSONError` for an option that the model refuses, and
   /// `ServerError` when its socket cannot be made.
   func add(
     _ configuration: Configuration.Device, toGroup id: UInt32, access: Topology.Access,
     place: String = ""
   ) throws {
     let topology = service.topology
-    guard topology.find(configuration.address) == nil else { throw Errno.fileExists }
+    guard topology.find(configuration.address) == nil else { throw Errno.resourceBusy }
     let isVFIO = configuration.driver == Topology.vfioDriver
     let operations = isVFIO ? try configuration.makeOperations(place: place) : nil
     let group = topology.addGroup(id, access)

@@ -56,6 +56,9 @@ final class Connection: @unchecked Sendable {
     closed.signal()
   }
 
+  /// The client has hung up: its replies are for nobody.
+  func beDeaf() { exchange.beDeaf() }
+
   /// The reply that the connection waits for.
   var later: Later? { exchange.later }
 

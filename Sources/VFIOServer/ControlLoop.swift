@@ -25,8 +25,8 @@ final class ControlLoop: Sendable {
     var connections: [UInt64: Connection] = [:]
     /// Connections on loops of their own, among them.
     var own: Set<UInt64> = []
-    /// Connections whose reply has come, to be served again.
-    var answered: [UInt64] = []
+    /// Connections to be served again: their turn was over, or the reply that they waited for has come.
+    var ready: [UInt64] = []
     var isClosed = false
   }
 
@@ -85,7 +85,7 @@ final class ControlLoop: Sendable {
       }
       for event in events {
         if event.number == Self.wakeNumber {
-          resume()
+          serveReady()
           continue
         }
         guard let connection = table.withLock({ $0.connections[event.number] }) else { continue }
@@ -113,21 +113,25 @@ final class ControlLoop: Sendable {
       // Only a hang-up is told meanwhile; the request goes on without its client.
       setEvents([], of: connection)
       connection.later?.whenComplete { [self, number = connection.number] in
-        table.withLock { $0.answered.append(number) }
-        wake.signal()
+        serveAgain(number)
       }
+    case .unfinished: serveAgain(connection.number)
     case .finished: close(connection)
     }
   }
 
-  /// Serves those whose reply has come.
-  private func resume() {
+  private func serveAgain(_ number: UInt64) {
+    table.withLock { $0.ready.append(number) }
+    wake.signal()
+  }
+
+  private func serveReady() {
     wake.clear()
-    let answered = table.withLock { table in
-      defer { table.answered = [] }
-      return table.answered.compactMap { table.connections[$0] }
+    let ready = table.withLock { table in
+      defer { table.ready = [] }
+      return table.ready.compactMap { table.connections[$0] }
     }
-    for connection in answered { serve(connection) }
+    for connection in ready { serve(connection) }
   }
 
   private func setEvents(_ events: Epoll.Events, of connection: Connection) {
@@ -171,14 +175,16 @@ final class ControlLoop: Sendable {
     } while !events.isEmpty
   }
 
-  /// Handles what a client sent before it hung up, and closes.
+  /// Handles what is left of a client that has hung up, and closes.
   private func drain(_ connection: Connection) {
     guard !connection.isServing else {
       connection.hasHungUp = true
       return
     }
     // One that waits for a reply is closed with the requests behind that unanswered.
-    while case .open = connection.serve(wait: false) {}
+    connection.beDeaf()
+    var state = Exchange.State.open
+    while state == .open || state == .unfinished { state = connection.serve(wait: false) }
     close(connection)
   }
 

@@ -44,6 +44,10 @@ final class DeviceSession: Session {
   var wantsOwnLoop: Bool { version.isDone }
   var messageLimit: Int { version.isDone ? service.limits.messageSize : Version.messageLimit }
 
+  func outlivesClient(_ command: Command) -> Bool {
+    command == .regionWrite || command == .regionWriteMulti || command == .deviceReset
+  }
+
   func handle(
     _ request: Request, _ body: Span<UInt8>, _ reply: inout Output
   ) throws(Errno) {

@@ -11,8 +11,8 @@ struct Exchange {
   private var sender: Credentials?
   /// Descriptors sent that the client may not have read yet.
   private var undelivered = 0
-  /// The client reads no more; what it sent before still counts.
-  private var isDeaf = false
+  /// The client reads no more; of what it sent, only what outlives it is still handled.
+  private(set) var isDeaf = false
   /// Nothing that it sends is handled any more; replies may be left to send.
   private var isEnding = false
   /// The request whose reply is to come.
@@ -22,6 +22,8 @@ struct Exchange {
   enum State {
     /// All that has arrived is answered.
     case open
+    /// There is more to handle, after the others' turn.
+    case unfinished
     /// The client doesn't read its replies: nothing more is read from it until it does.
     case blocked
     /// A reply will come later, and nothing is handled before it.
@@ -29,6 +31,12 @@ struct Exchange {
     /// The peer has closed, or must be closed.
     case finished
   }
+
+  /// Messages that are handled in a turn where other connections wait for theirs.
+  private static let turn = 64
+
+  /// Replies are for nobody any more.
+  mutating func beDeaf() { isDeaf = true }
 
   /// The reply that is to come.
   var later: Later? { waiting?.later }
@@ -64,12 +72,13 @@ struct Exchange {
     _ session: any Session, _ socket: Socket, wait: Bool, _ settle: () -> Void
   ) throws(Errno) -> State {
     while true {
-      let more = handleMessages(session, socket, settle)
+      let more = handleMessages(session, socket, most: wait ? Int.max : Self.turn, settle)
       if more == .never { isEnding = true }
       guard try flush(socket, wait: wait) else { return .blocked }
       switch more {
       case .no: return waiting == nil ? .open : .waiting
-      case .yes: continue
+      case .yes where wait: continue
+      case .yes: return .unfinished
       case .never: return .finished
       }
     }
@@ -79,9 +88,11 @@ struct Exchange {
 
   /// Handles messages until none is left or replies have piled up.
   private mutating func handleMessages(
-    _ session: any Session, _ socket: Socket, _ settle: () -> Void
+    _ session: any Session, _ socket: Socket, most: Int, _ settle: () -> Void
   ) -> More {
-    while output.count < limits.queuedReplies {
+    var handled = 0
+    while output.count < limits.queuedReplies, handled < most {
+      handled += 1
       if let waiting {
         guard let outcome = waiting.later.outcome else { return .no }
         self.waiting = nil
@@ -98,6 +109,7 @@ struct Exchange {
         }
         return .never
       case .message(let header, let body, let descriptors, let damaged):
+        if isDeaf, !session.outlivesClient(header.command) { continue }
         settle()
         var request = Request(header: header, descriptors: descriptors, sender: sender)
         request.mayHandOut = mayHandOut(socket)
@@ -159,8 +171,7 @@ struct Exchange {
         guard let sent else { return false }
         output.sent(sent)
       } catch {
-        // The client has closed. The rest of what it sent is still handled, as writes to a file that
-        // is closed right afterwards are. ECONNRESET says the same to one who waits in `send`.
+        // The client has closed. ECONNRESET says the same to one who waits in `send`.
         guard error == .brokenPipe || error == .connectionReset else { throw error }
         isDeaf = true
       }

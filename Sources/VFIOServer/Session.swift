@@ -17,6 +17,10 @@ protocol Session: AnyObject {
   /// The largest message that it takes, header included.
   var messageLimit: Int { get }
 
+  /// Whether what a command does stays when its client has gone. A client that hangs up without waiting for
+  /// its replies gets this much done, and nothing else.
+  func outlivesClient(_ command: Command) -> Bool
+
   /// The connection is to be closed once the replies so far are sent.
   var isFinished: Bool { get }
 
@@ -29,6 +33,7 @@ protocol Session: AnyObject {
 
 extension Session {
   func takeLater() -> Later? { nil }
+  func outlivesClient(_ command: Command) -> Bool { false }
   var isFinished: Bool { false }
   var wantsOwnLoop: Bool { false }
 }

@@ -17,7 +17,15 @@ struct Bind: ParsableCommand {
   @Flag(help: "Bind a foreign driver although the group is in use.") var force = false
 
   func run() throws {
-    try server.withServer { try $0.bindDriver(driver, to: device, force: force) }
+    try server.withServer { vfio in
+      try administer([
+        .invalidArgument: "the device has no model, which vfio-pci needs",
+        .operationNotSupportedByDevice: "there is no such device: see vfioctl ls",
+        .resourceBusy: "it has a driver, which vfioctl unbind takes away, or its group is in use",
+      ]) { () throws(VFIOError) in
+        try vfio.bindDriver(driver, to: device, force: force)
+      }
+    }
   }
 }
 
@@ -34,7 +42,15 @@ struct Unbind: ParsableCommand {
   @Option(help: "How many seconds to wait for the device's user.") var timeout: Int = 10
 
   func run() throws {
-    try server.withServer { try $0.unbindDriver(from: device, timeout: .seconds(timeout)) }
+    try server.withServer { vfio in
+      try administer([
+        .operationNotSupportedByDevice:
+          "there is no such device, or it has no driver: see vfioctl ls",
+        .timedOut: "its user did not let go of it in \(timeout) s; it is as before",
+      ]) { () throws(VFIOError) in
+        try vfio.unbindDriver(from: device, timeout: .seconds(timeout))
+      }
+    }
   }
 }
 
@@ -57,7 +73,16 @@ struct Add: ParsableCommand {
     } catch {
       throw ValidationError("the device is not JSON: \(error)")
     }
-    try server.withServer { try $0.addDevice(document, toGroup: group) }
+    try server.withServer { vfio in
+      try administer([
+        .invalidArgument:
+          "the server can't make this device; its members are those of the configuration, and the "
+          + "server's log may say more",
+        .resourceBusy: "there is a device at this address: see vfioctl ls",
+      ]) { () throws(VFIOError) in
+        try vfio.addDevice(document, toGroup: group)
+      }
+    }
   }
 }
 
@@ -74,6 +99,13 @@ struct Remove: ParsableCommand {
   @Option(help: "How many seconds to wait for the device's user.") var timeout: Int = 10
 
   func run() throws {
-    try server.withServer { try $0.removeDevice(device, timeout: .seconds(timeout)) }
+    try server.withServer { vfio in
+      try administer([
+        .operationNotSupportedByDevice: "there is no such device: see vfioctl ls",
+        .timedOut: "its user did not let go of it in \(timeout) s; it is as before",
+      ]) { () throws(VFIOError) in
+        try vfio.removeDevice(device, timeout: .seconds(timeout))
+      }
+    }
   }
 }

@@ -19,6 +19,7 @@ struct Info: ParsableCommand {
           group.devices.contains { $0.address == device }
         })
       else { throw Failure("there is no device \(device): see vfioctl ls") }
+      guard found.isViable else { throw Failure("group \(found.id) is not viable: see vfioctl ls") }
       let container = try vfio.openContainer()
       let group = try vfio.openGroup(found.id)
       try group.setContainer(container)

@@ -60,12 +60,25 @@ struct ServerOptions: ParsableArguments {
     let path = try path()
     do {
       try body(try connect(path))
+      guard flushOutput() else { throw Failure("standard output cannot be written") }
     } catch let error as ValidationError {
       throw error
     } catch {
       complain("vfioctl: \(error)")
       throw ExitCode.failure
     }
+  }
+}
+
+/// Runs an administrator's request. `meanings` tells what an errno of it means to a person.
+func administer(
+  _ meanings: [Errno: String], _ body: () throws(VFIOError) -> Void
+) throws {
+  do throws(VFIOError) {
+    try body()
+  } catch {
+    guard let meaning = meanings[error.errno] else { throw error }
+    throw Failure("\(error.operation): \(meaning)")
   }
 }
 

@@ -15,6 +15,9 @@ private final class Answering: Session {
   var messageLimit = 1 << 20
   var isFinished = false
   var scale = 1
+  var outlives = false
+
+  func outlivesClient(_ command: Command) -> Bool { outlives }
 
   func handle(
     _ request: Request, _ body: Span<UInt8>, _ reply: inout Output
@@ -151,7 +154,7 @@ private final class Answering: Session {
     let count = 200
     client.queue((0..<count).flatMap { message(Command(rawValue: 30_000), id: UInt16($0)) })
     client.sendMore()
-    var state = connection.serve(wait: false)
+    var state = connection.serveTurns()
     #expect(state == .blocked)
     // The socket takes some, and 100,000 bytes may wait.
     let first = session.handled
@@ -160,13 +163,13 @@ private final class Answering: Session {
     while state == .blocked {
       #expect(try client.receive()?.header.id == UInt16(received))
       received += 1
-      state = connection.serve(wait: false)
+      state = connection.serveTurns()
       #expect(session.handled - received < 50)
     }
     while received < count {
       #expect(try client.receive()?.header.id == UInt16(received))
       received += 1
-      _ = connection.serve(wait: false)
+      _ = connection.serveTurns()
     }
     #expect(session.handled == count)
   }
@@ -186,13 +189,16 @@ private final class Answering: Session {
     #expect(session.handled == 5)
   }
 
-  @Test func `still handles what a client sent before it closed`() throws {
+  @Test(arguments: [true, false])
+  func `still handles what outlives a client that closed, and nothing else`(outlives: Bool) throws {
+    session.outlives = outlives
     client.queue((0..<100).flatMap { message(Command(rawValue: 60_000), id: UInt16($0)) })
     client.sendMore()
-    #expect(connection.serve(wait: false) == .blocked)
+    #expect(connection.serveTurns() == .blocked)
+    let handled = session.handled
     client.close()
     while connection.serve(wait: false) != .finished {}
-    #expect(session.handled == 100)
+    #expect(session.handled == (outlives ? 100 : handled))
   }
 
   @Test func `finds out that it was aborted`() {
@@ -216,6 +222,13 @@ extension Connection {
       let state = serve(wait: false)
       if state != .open { return state }
     }
+  }
+
+  /// Serves as many turns as there is something to handle.
+  fileprivate func serveTurns() -> Exchange.State {
+    var state = Exchange.State.unfinished
+    while state == .unfinished { state = serve(wait: false) }
+    return state
   }
 
   fileprivate var hasUnread: Bool { socket.map { $0.hasInput } ?? false }

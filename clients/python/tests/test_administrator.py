@@ -113,7 +113,7 @@ def test_an_added_device_may_join_a_group_and_have_its_socket_elsewhere(
 
 
 def test_a_device_is_not_added_at_an_address_that_is_taken(root: vfiod.Root) -> None:
-    with refused(errno.EEXIST):
+    with refused(errno.EBUSY):
         root.add_device(30, {"address": SCRATCH, "model": "edu"})
     with refused(errno.ENODEV):
         root.open_group(30)

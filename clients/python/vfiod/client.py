@@ -117,7 +117,7 @@ class Root(Handle):
         """Puts a device on the bus and binds its driver. The group appears with its first device.
 
         `device` is as in the server's configuration: "address", "model", "driver", "options" and
-        "socket". EEXIST when the address is taken, EBUSY when the group is live and the driver foreign.
+        "socket". EBUSY when the address is taken.
         """
         self._administer(Operation.ADD_DEVICE, {"group": group, "device": dict(device)})
 
