@@ -15,6 +15,7 @@ extension Registry {
     try iommuGroup.bus.withLock { bus throws(Errno) in
       guard !bus.contains(where: { $0.name == device.name }) else { throw .fileExists }
       bus.append(device)
+      setHasDevices(true, iommuGroup)
     }
     notify(.added, device)
   }
@@ -28,6 +29,7 @@ extension Registry {
       }
       guard device.driver == nil, operations(of: device) == nil else { throw .resourceBusy }
       bus.remove(at: index)
+      if bus.isEmpty { setHasDevices(false, iommuGroup) }
     }
     notify(.deleted, device)
   }

@@ -16,6 +16,8 @@ public final class Registry: Sendable {
   let report: @Sendable (Report) -> Void
   /// Guards the list of drivers, newest first.
   private let drivers = Mutex<[any IOMMUDriver]>([])
+  /// Guards the IOMMU groups that have devices on their bus.
+  private let buses = Mutex<[ObjectIdentifier: IOMMUGroup]>([:])
   /// Guards the list of groups, by minor, and their references.
   private let groupList = Mutex<[Int: Entry]>([:])
 
@@ -27,6 +29,16 @@ public final class Registry: Sendable {
 
   /// `report` gets what the kernel would log; it must not wait.
   public init(report: @escaping @Sendable (Report) -> Void = { _ in }) { self.report = report }
+
+  // An IOMMU group and its devices refer to each other.
+  deinit {
+    for group in buses.withLock({ Array($0.values) }) { group.bus.withLock { $0 = [] } }
+  }
+
+  /// Called under the group's bus lock.
+  func setHasDevices(_ hasDevices: Bool, _ iommuGroup: IOMMUGroup) {
+    buses.withLock { $0[ObjectIdentifier(iommuGroup)] = hasDevices ? iommuGroup : nil }
+  }
 
   // MARK: IOMMU drivers
 
