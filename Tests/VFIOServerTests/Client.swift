@@ -117,6 +117,15 @@ final class Client {
 
   var unreadInput: Int { socket?.unreadInput ?? 0 }
 
+  /// Returns when so many bytes wait to be received; false when they don't come within a minute.
+  func waitForInput(_ count: Int) -> Bool {
+    for _ in 0..<60_000 {
+      if unreadInput >= count { return true }
+      usleep(1000)
+    }
+    return false
+  }
+
   /// Sends a command and receives its reply. Throws the errno that it is answered with, and `EPIPE`
   /// when the connection ends instead.
   @discardableResult
