@@ -119,3 +119,10 @@ public func userName(of id: UInt32) -> String? {
 public func flushOutput() -> Bool {
   fflush(nil) == 0
 }
+
+/// Where a server has its sockets unless it is told; nil when `XDG_RUNTIME_DIR` would say, and isn't set.
+public func defaultServerDirectory() -> String? {
+  if effectiveUser() == 0 { return "/run/vfiod" }
+  guard let runtime = environment("XDG_RUNTIME_DIR"), !runtime.isEmpty else { return nil }
+  return "\(runtime)/vfiod"
+}

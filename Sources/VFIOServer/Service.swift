@@ -42,8 +42,8 @@ final class Service: Sendable {
   /// Makes the socket pair of an object, serves the server's end, and returns the client's, whose last
   /// copy is the object's reference. `object` is what other requests may find by that descriptor.
   ///
-  /// Throws `EMFILE` when there are as many connections, or descriptors, as there may be. The session is closed then, so that
-  /// what it holds is released.
+  /// Throws `EMFILE` when there are as many connections, or descriptors, as there may be. The session is
+  /// closed then, so that what it holds is released.
   func handOut(
     _ session: any Session, as object: HandedOut? = nil, number: UInt64,
     withCredentials: Bool = false

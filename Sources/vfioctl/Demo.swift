@@ -15,11 +15,7 @@ struct Demo: ParsableCommand {
 
   func run() throws {
     try server.withServer { vfio in
-      guard
-        let group = try vfio.topology().groups.first(where: { group in
-          group.devices.contains { $0.address == device }
-        })
-      else { throw Failure("there is no device \(device): see vfioctl ls") }
+      let group = try vfio.group(of: device)
       try goTheWholeWay(vfio, group.id)
       try closeInEveryOrder(vfio, group.id)
     }

@@ -14,11 +14,7 @@ struct Info: ParsableCommand {
 
   func run() throws {
     try server.withServer { vfio in
-      guard
-        let found = try vfio.topology().groups.first(where: { group in
-          group.devices.contains { $0.address == device }
-        })
-      else { throw Failure("there is no device \(device): see vfioctl ls") }
+      let found = try vfio.group(of: device)
       guard found.isViable else { throw Failure("group \(found.id) is not viable: see vfioctl ls") }
       let container = try vfio.openContainer()
       let group = try vfio.openGroup(found.id)

@@ -38,11 +38,10 @@ struct ServerOptions: ParsableArguments {
 
   func path() throws -> String {
     if let directory { return directory }
-    if effectiveUser() == 0 { return "/run/vfiod" }
-    guard let runtime = environment("XDG_RUNTIME_DIR"), !runtime.isEmpty else {
+    guard let path = defaultServerDirectory() else {
       throw ValidationError("XDG_RUNTIME_DIR is not set: say --directory DIR")
     }
-    return "\(runtime)/vfiod"
+    return path
   }
 
   private func connect(_ path: String) throws -> VFIO {
@@ -79,6 +78,17 @@ func administer(
   } catch {
     guard let meaning = meanings[error.errno] else { throw error }
     throw Failure("\(error.operation): \(meaning)")
+  }
+}
+
+extension VFIO {
+  /// The group that has the device.
+  func group(of device: String) throws -> Topology.Group {
+    let groups = try topology().groups
+    guard let group = groups.first(where: { $0.devices.contains { $0.address == device } }) else {
+      throw Failure("there is no device \(device): see vfioctl ls")
+    }
+    return group
   }
 }
 

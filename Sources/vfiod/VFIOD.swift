@@ -61,11 +61,10 @@ struct VFIOD: ParsableCommand {
   }
 
   private static func defaultDirectory() throws -> String {
-    if effectiveUser() == 0 { return "/run/vfiod" }
-    guard let runtime = environment("XDG_RUNTIME_DIR"), !runtime.isEmpty else {
+    guard let path = defaultServerDirectory() else {
       throw ValidationError("XDG_RUNTIME_DIR is not set: say --directory DIR")
     }
-    return "\(runtime)/vfiod"
+    return path
   }
 
   private static func read(_ path: String) throws -> Configuration {
