@@ -28,6 +28,12 @@ final class ControlLoop: Sendable {
     /// Connections to be served again: their turn was over, or the reply that they waited for has come.
     var ready: [UInt64] = []
     var isClosed = false
+
+    /// The connection that this loop serves under a number. An event that was read, or a turn that was
+    /// put off, before the connection moved to its own loop or closed is for nobody.
+    func shared(_ number: UInt64) -> Connection? {
+      own.contains(number) ? nil : connections[number]
+    }
   }
 
   /// Dispatch runs 255 blocked work items and hangs at the next: stay far below.
@@ -88,7 +94,7 @@ final class ControlLoop: Sendable {
           serveReady()
           continue
         }
-        guard let connection = table.withLock({ $0.connections[event.number] }) else { continue }
+        guard let connection = table.withLock({ $0.shared(event.number) }) else { continue }
         // One that waits for a reply is served again when that is there: this is its end.
         if connection.events.isEmpty {
           close(connection)
@@ -129,9 +135,12 @@ final class ControlLoop: Sendable {
     wake.clear()
     let ready = table.withLock { table in
       defer { table.ready = [] }
-      return table.ready.compactMap { table.connections[$0] }
+      return table.ready
     }
-    for connection in ready { serve(connection) }
+    for number in ready {
+      guard let connection = table.withLock({ $0.shared(number) }) else { continue }
+      serve(connection)
+    }
   }
 
   private func setEvents(_ events: Epoll.Events, of connection: Connection) {

@@ -47,7 +47,7 @@ final class Client {
 
   /// Sends what is put aside; false when the server has taken nothing for a while, so that it must be
   /// waiting for its replies to be read.
-  func sendUntilStuck() -> Bool {
+  @discardableResult func sendUntilStuck() -> Bool {
     for _ in 0..<100 {
       sendMore()
       guard hasUnsent, let socket else { return true }

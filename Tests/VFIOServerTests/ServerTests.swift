@@ -241,6 +241,23 @@ extension `A running server` {
 
     init() throws { server = try Running() }
 
+    @Test func `goes on where the shared loop left off, in the order of the messages`() throws {
+      for _ in 0..<20 {
+        let device = try server.socket()
+        device.queue(message(.version, version01))
+        // Many turns of the shared loop, with more to read after each.
+        for id in 1...2000 as ClosedRange<UInt16> {
+          device.queue(message(.regionRead, bytes(UInt64(0), UInt32(0), UInt32(4)), id: id))
+        }
+        for id in 0...2000 as ClosedRange<UInt16> {
+          device.sendMore()
+          if id == 0 { device.sendUntilStuck() }
+          let reply = try #require(try device.receive())
+          try #require(reply.header.error == 0 && (id == 0 || reply.header.id == id))
+        }
+      }
+    }
+
     @Test func `handles what a client sent before it closed without reading the replies`() throws {
       for round in 1...3 as ClosedRange<UInt8> {
         let device = try server.device()
