@@ -6,7 +6,7 @@ import SystemPackage
 /// any time, which makes copies fail with `EFAULT` and nothing worse.
 public final class SharedMapping: Sendable {
   public let size: UInt64
-  private let writable: Bool
+  let writable: Bool
   private let address: UInt
   private let slot: CInt
 

@@ -94,13 +94,19 @@ public struct Socket: Sendable {
     Glibc.shutdown(descriptor.rawValue, Int32(SHUT_RDWR))
   }
 
-  /// Asks for the sender's identity with every message (`SO_PASSCRED`).
+  /// Asks for the sender's identity with every message (`SO_PASSCRED`, and `SO_PASSPIDFD` where Linux has
+  /// it).
   public func receiveCredentials() throws(Errno) {
+    try turnOn(SO_PASSCRED)
+    try? turnOn(CLINUX_SO_PASSPIDFD)
+  }
+
+  private func turnOn(_ option: CInt) throws(Errno) {
     var on: CInt = 1
     // Sound: the option is an int, given with its size.
     try call {
       unsafe setsockopt(
-        descriptor.rawValue, SOL_SOCKET, SO_PASSCRED, &on, socklen_t(MemoryLayout<CInt>.size))
+        descriptor.rawValue, SOL_SOCKET, option, &on, socklen_t(MemoryLayout<CInt>.size))
     }
   }
 
@@ -110,6 +116,15 @@ public struct Socket: Sendable {
     // Sound: the call fills the structure given.
     try call { unsafe clinux_peer(descriptor.rawValue, &peer) }
     return Credentials(process: peer.pid, user: peer.uid, group: peer.gid)
+  }
+
+  /// Waits until the peer has made room for more, or has closed; false when that takes longer. A negative
+  /// time is for ever.
+  @discardableResult
+  public func waitUntilWritable(milliseconds: CInt) throws(Errno) -> Bool {
+    var state = pollfd(fd: descriptor.rawValue, events: Int16(POLLOUT), revents: 0)
+    // Sound: one entry is given and one is said.
+    return try call { unsafe poll(&state, 1, milliseconds) } == 1
   }
 
   /// Bytes sent that the peer hasn't read yet, in the kernel's measure: 0 when it has read all.
@@ -134,6 +149,12 @@ public struct Credentials: Sendable, Equatable {
   public var process: ProcessID
   public var user: uid_t
   public var group: gid_t
+  /// The process's pidfd, where it came with a message.
+  public var identity: Descriptor?
+
+  public static func == (a: Credentials, b: Credentials) -> Bool {
+    (a.process, a.user, a.group) == (b.process, b.user, b.group)
+  }
 }
 
 /// What one read brought.
@@ -178,7 +199,8 @@ extension Socket {
     result.truncated = received.truncated
     if received.sender.pid != 0 {
       result.sender = Credentials(
-        process: received.sender.pid, user: received.sender.uid, group: received.sender.gid)
+        process: received.sender.pid, user: received.sender.uid, group: received.sender.gid,
+        identity: received.identity < 0 ? nil : Descriptor(owning: received.identity))
     }
     return result
   }

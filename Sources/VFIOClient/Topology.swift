@@ -27,6 +27,8 @@ public struct Topology: Sendable, Equatable {
     public var driver: String?
     /// The path of its vfio-user socket, if it has one.
     public var socket: String?
+    /// Transfers of its DMA that met a fault, since it was added.
+    public var faults: UInt64
   }
 
   public var groups: [Group]
@@ -40,7 +42,8 @@ public struct Topology: Sendable, Equatable {
           Device(
             address: try device["address"].string(), model: try device["model"].optionalString(),
             driver: try device["driver"].optionalString(),
-            socket: try device["socket"].optionalString()))
+            socket: try device["socket"].optionalString(),
+            faults: try device["faults"].integer(in: 0...UInt64.max)))
       }
       let users = try group["users"].elements().map { user throws(JSONError) in
         try user.integer(in: 0...ProcessID.max)

@@ -7,6 +7,8 @@ public final class BusDevice: Sendable {
   public let name: String
   /// Nil for a device that no IOMMU isolates; VFIO can't drive it.
   public let iommuGroup: IOMMUGroup?
+  /// The faults of its transfers.
+  public let faults: DMAFaults
   /// Guards the driver. A leaf: nothing else is locked under it.
   private let binding: Mutex<Binding>
 
@@ -16,9 +18,12 @@ public final class BusDevice: Sendable {
     var isChanging = false
   }
 
-  public init(name: String, iommuGroup: IOMMUGroup?, driver: String?) {
+  public init(
+    name: String, iommuGroup: IOMMUGroup?, driver: String?, faults: DMAFaults = DMAFaults()
+  ) {
     self.name = name
     self.iommuGroup = iommuGroup
+    self.faults = faults
     binding = Mutex(Binding(driver: driver))
   }
 

@@ -1,25 +1,253 @@
+import Locks
 import SystemPackage
 
-/// A device's way to its clients' memory: its container's IOMMU, as long as its group isn't
+/// A device's way to its clients' memory, through its container's IOMMU, as long as its group isn't
 /// quarantined. A device gets it when it is opened and drops it with its last release.
-public struct DMA: Sendable {
+///
+/// It keeps the last translation, and holds its lock while a copy uses that. So whoever removes a
+/// translation from the IOMMU and then calls `IOTLB.invalidate` knows that nothing uses it any more.
+public final class DMA: Sendable {
   let iommu: any IOMMU
-  let group: IOMMUGroup
+  private let group: IOMMUGroup
+  /// Faults of all the device's transfers, not of this opening's alone.
+  public let faults: DMAFaults
+  /// The IOMMU's locks, and those of memory, come after it.
+  private let state = Mutex(State())
 
-  public init(iommu: any IOMMU, group: IOMMUGroup) {
+  private struct State {
+    /// The last translation that was used.
+    var last: Translation?
+    /// Transfers that wait for a peer, and the addresses that they use.
+    var remote: [(transfer: any RemoteTransfer, range: ClosedRange<UInt64>)] = []
+  }
+
+  public init(iommu: any IOMMU, group: IOMMUGroup, faults: DMAFaults = DMAFaults()) {
     self.iommu = iommu
     self.group = group
+    self.faults = faults
+    iommu.iotlb.add(self)
   }
 
   /// Copies from client memory at `iova`; throws at the first address that isn't mapped for reading.
   public func read(_ iova: UInt64, into bytes: inout MutableSpan<UInt8>) throws(DMAFault) {
-    guard !group.isQuarantined else { throw DMAFault(iova: iova, completed: 0) }
-    try iommu.dmaRead(iova, into: &bytes)
+    try transfer(iova, bytes.count, .read) { (memory, offset, range) throws(Errno) in
+      var part = bytes._mutatingExtracting(range)
+      try memory.read(at: offset, into: &part)
+    }
   }
 
   /// Copies to client memory at `iova`; throws at the first address that isn't mapped for writing.
   public func write(_ bytes: Span<UInt8>, to iova: UInt64) throws(DMAFault) {
-    guard !group.isQuarantined else { throw DMAFault(iova: iova, completed: 0) }
-    try iommu.dmaWrite(bytes, to: iova)
+    try transfer(iova, bytes.count, .write) { (memory, offset, range) throws(Errno) in
+      try memory.write(bytes.extracting(range), at: offset)
+    }
+  }
+
+  /// The little-endian integer in client memory at `iova`, in one access of its size where it is aligned.
+  public func load<Value: FixedWidthInteger>(_ iova: UInt64) throws(DMAFault) -> Value {
+    var bytes = InlineArray<16, UInt8>(repeating: 0)
+    let size = Value.bitWidth / 8
+    var all = bytes.mutableSpan
+    var span = all._mutatingExtracting(0..<size)
+    try read(iova, into: &span)
+    var value: Value = 0
+    for index in (0..<size).reversed() {
+      value = value << 8 | Value(truncatingIfNeeded: bytes[index])
+    }
+    return value
+  }
+
+  /// Stores a little-endian integer, as `load` reads it.
+  public func store<Value: FixedWidthInteger>(_ value: Value, at iova: UInt64) throws(DMAFault) {
+    var bytes = InlineArray<16, UInt8>(repeating: 0)
+    let size = Value.bitWidth / 8
+    for index in 0..<size { bytes[index] = UInt8(truncatingIfNeeded: value >> (8 * index)) }
+    try write(bytes.span.extracting(0..<size), to: iova)
+  }
+
+  /// Changes a little-endian integer in client memory at `iova` in one step, and returns what it was;
+  /// PCI Express's AtomicOps. The address must be a multiple of the integer's size, and the memory a
+  /// client's file, mapped for reading and writing: everything else faults.
+  public func update(_ iova: UInt64, _ operation: AtomicOperation) throws(DMAFault) -> UInt64 {
+    var old: UInt64 = 0
+    // An aligned integer lies in one page, so it is one piece.
+    guard iova.isMultiple(of: UInt64(operation.size)) else { throw fault(iova, .write, 0) }
+    try transfer(iova, operation.size, [.read, .write]) { (memory, offset, range) throws(Errno) in
+      guard range.count == operation.size else { throw .badAddress }
+      old = try memory.update(at: offset, operation)
+    }
+    return old
+  }
+
+  /// Bytes that are copied in one hold of the lock, so that a long transfer keeps nobody waiting long.
+  private static let piece = 65536
+
+  /// Copies piece by piece, across mappings that touch. A transfer that would go on behind 2^64
+  /// faults there, at address 0.
+  private func transfer(
+    _ iova: UInt64, _ count: Int, _ access: DMAAccess,
+    _ copy: (any DMAMemory, UInt64, Range<Int>) throws(Errno) -> Void
+  ) throws(DMAFault) {
+    var completed = 0
+    while completed < count {
+      let (address, wraps) = iova.addingReportingOverflow(UInt64(completed))
+      guard !wraps, !group.isQuarantined else { throw fault(address, access, completed) }
+      let copied = copyPiece(at: address, min(count - completed, Self.piece), access) {
+        (memory, offset, length) throws(Errno) in
+        try copy(memory, offset, completed..<completed + length)
+      }
+      guard copied > 0 else { throw fault(address, access, completed) }
+      completed += copied
+    }
+  }
+
+  /// Copies what of a piece is behind one translation, and returns how much; 0 for a fault.
+  private func copyPiece(
+    at iova: UInt64, _ count: Int, _ access: DMAAccess,
+    _ copy: (any DMAMemory, UInt64, Int) throws(Errno) -> Void
+  ) -> Int {
+    enum Outcome {
+      case copied(Int)
+      case waits(any RemoteTransfer, offset: UInt64, Int)
+    }
+    let outcome = state.withLock { state -> Outcome in
+      guard let translation = translate(iova, &state), translation.access.isSuperset(of: access)
+      else { return .copied(0) }
+      var length = min(count, Int(clamping: translation.range.upperBound &- iova &+ 1))
+      let offset = translation.offset &+ (iova &- translation.range.lowerBound)
+      if let remote = translation.memory.remote {
+        length = min(length, remote.limit)
+        let transfer = remote.begin()
+        state.remote.append((transfer, iova...iova + UInt64(length - 1)))
+        return .waits(transfer, offset: offset, length)
+      }
+      let copied = Self.copy(length, toPageEnd: Int(4096 - iova % 4096)) { length throws(Errno) in
+        try copy(translation.memory, offset, length)
+      }
+      if copied > 0, access.contains(.write) { iommu.wrote(iova...iova + UInt64(copied - 1)) }
+      return .copied(copied)
+    }
+    switch outcome {
+    case .copied(let count): return count
+    case .waits(let transfer, let offset, let length):
+      let succeeded = (try? copy(transfer, offset, length)) != nil
+      state.withLock { state in
+        if succeeded, access.contains(.write) { iommu.wrote(iova...iova + UInt64(length - 1)) }
+        state.remote.removeAll { $0.transfer === transfer }
+      }
+      return succeeded ? length : 0
+    }
+  }
+
+  /// Calls `move` with the memory behind the first piece, and where in it that piece is and those that
+  /// follow it there, as far as one translation reaches. `EFAULT` where nothing is mapped for `access`.
+  func withRun(
+    _ pieces: ArraySlice<DMAPiece>, _ access: DMAAccess,
+    _ move: (any DMAMemory, [Range<UInt64>]) throws(Errno) -> Int
+  ) throws(Errno) -> Int {
+    var ranges: [Range<UInt64>] = []
+    func moved(_ memory: any DMAMemory) throws(Errno) -> Int {
+      let count = try move(memory, ranges)
+      if access.contains(.write) { markDirty(pieces, count) }
+      return count
+    }
+    var remote: (any RemoteTransfer)?
+    let count = try state.withLock { state throws(Errno) -> Int in
+      guard let first = pieces.first, !group.isQuarantined,
+        let translation = translate(first.iova, &state), translation.access.isSuperset(of: access)
+      else { throw .badAddress }
+      let memory = translation.memory
+      for piece in pieces.prefix(memory.remote == nil ? Self.mostRanges : 1) {
+        guard translation.range.contains(piece.iova) else { break }
+        let room = Int(clamping: translation.range.upperBound &- piece.iova &+ 1)
+        let count = min(piece.count, room, memory.remote?.limit ?? Self.piece)
+        let start = translation.offset &+ (piece.iova &- translation.range.lowerBound)
+        ranges.append(start..<start + UInt64(count))
+        if count < piece.count { break }
+      }
+      guard let transfer = memory.remote?.begin() else { return try moved(memory) }
+      let last = first.iova + (ranges[0].upperBound - ranges[0].lowerBound - 1)
+      state.remote.append((transfer, first.iova...last))
+      remote = transfer
+      return 0
+    }
+    guard let remote else { return count }
+    defer { state.withLock { $0.remote.removeAll { $0.transfer === remote } } }
+    return try moved(remote)
+  }
+
+  /// Ranges that are moved in one hold of the lock; Linux's `IOV_MAX`.
+  private static let mostRanges = 1024
+
+  private func markDirty(_ pieces: ArraySlice<DMAPiece>, _ count: Int) {
+    var left = count
+    for piece in pieces where left > 0 && piece.count > 0 {
+      let count = min(left, piece.count)
+      iommu.wrote(piece.iova...piece.iova + UInt64(count - 1))
+      left -= count
+    }
+  }
+
+  private func translate(_ iova: UInt64, _ state: inout State) -> Translation? {
+    if let last = state.last, last.range.contains(iova) { return last }
+    guard let translation = iommu.translate(iova) else { return nil }
+    state.last = translation
+    return translation
+  }
+
+  /// Copies a piece, or what of it is in the first page if the whole piece can't be reached, so that
+  /// a fault tells the page it met. Returns the number of bytes, 0 if even those can't.
+  private static func copy(
+    _ length: Int, toPageEnd: Int, _ copy: (Int) throws(Errno) -> Void
+  ) -> Int {
+    do {
+      try copy(length)
+      return length
+    } catch {
+      return length > toPageEnd ? Self.copy(toPageEnd, toPageEnd: toPageEnd, copy) : 0
+    }
+  }
+
+  /// Counts a fault, for whoever throws it.
+  public func fault(_ iova: UInt64, _ access: DMAAccess, _ completed: Int) -> DMAFault {
+    let fault = DMAFault(iova: iova, completed: completed)
+    faults.record(fault, access)
+    return fault
+  }
+
+  /// Returns when no transfer uses the addresses: forgets their translation, and ends transfers that
+  /// wait for a peer, which fault.
+  fileprivate func invalidate(_ range: ClosedRange<UInt64>) {
+    // Returned, so that the memory ends outside the lock.
+    _ = state.withLock { state -> Translation? in
+      for use in state.remote where use.range.overlaps(range) { use.transfer.cancel() }
+      guard let last = state.last, last.range.overlaps(range) else { return nil }
+      state.last = nil
+      return last
+    }
+  }
+}
+
+/// The devices behind an IOMMU, each of which keeps a translation.
+public final class IOTLB: Sendable {
+  private struct Weak: Sendable { weak var dma: DMA? }
+
+  private let devices = Mutex<[Weak]>([])
+
+  public init() {}
+
+  fileprivate func add(_ dma: DMA) {
+    devices.withLock { devices in
+      devices.removeAll { $0.dma == nil }
+      devices.append(Weak(dma: dma))
+    }
+  }
+
+  /// Called by the IOMMU's driver when translations have gone, or dirty pages are to be tracked from
+  /// now on: returns when no transfer uses what was there before.
+  public func invalidate(_ range: ClosedRange<UInt64>) {
+    devices.withLock { devices in
+      for device in devices { device.dma?.invalidate(range) }
+    }
   }
 }

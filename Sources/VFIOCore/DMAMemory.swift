@@ -11,6 +11,74 @@ public protocol DMAMemory: AnyObject, Sendable {
 
   /// Copies `bytes` to `offset` of this memory; throws as `read` does.
   func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno)
+
+  /// Changes the integer at `offset`, which is aligned, in one step, and returns what it was. Throws
+  /// `ENOTSUP` where the memory can't, as `read` does, and `EFAULT` for memory that can't be written.
+  func update(at offset: UInt64, _ operation: AtomicOperation) throws(Errno) -> UInt64
+
+  /// `preadv` and `pwritev` between ranges of this memory and a file at `position`. They return the bytes
+  /// moved, which may be fewer than the ranges have, and 0 at the file's end. They throw the file's error, and
+  /// `EFAULT` when nothing could be moved because of this memory.
+  func read(
+    _ file: FileDescriptor, at position: Int, into ranges: [Range<UInt64>]
+  ) throws(Errno) -> Int
+  func write(
+    _ ranges: [Range<UInt64>], to file: FileDescriptor, at position: Int
+  ) throws(Errno) -> Int
+
+  /// Present where a copy waits for an answer.
+  var remote: (any RemoteMemory)? { get }
+}
+
+extension DMAMemory {
+  public func update(at offset: UInt64, _ operation: AtomicOperation) throws(Errno) -> UInt64 {
+    throw .notSupported
+  }
+  public func read(
+    _ file: FileDescriptor, at position: Int, into ranges: [Range<UInt64>]
+  ) throws(Errno) -> Int {
+    throw .notSupported
+  }
+  public func write(
+    _ ranges: [Range<UInt64>], to file: FileDescriptor, at position: Int
+  ) throws(Errno) -> Int {
+    throw .notSupported
+  }
+  public var remote: (any RemoteMemory)? { nil }
+}
+
+/// Memory that is copied by asking the peer who has it. The peer may answer late or never, so every
+/// copy is a transfer that can be cancelled.
+public protocol RemoteMemory: DMAMemory {
+  /// Bytes that one transfer copies at most; more than 0.
+  var limit: Int { get }
+  /// A transfer that isn't on its way yet. It serves one `read` or `write`, which waits.
+  func begin() -> any RemoteTransfer
+}
+
+public protocol RemoteTransfer: DMAMemory {
+  /// Makes `read` or `write` fail, now or when it is called, and returns at once. The peer is asked for
+  /// nothing afterwards.
+  func cancel()
+}
+
+/// What a device does to an integer in client memory in one step; the AtomicOps of PCI Express.
+public enum AtomicOperation: Sendable {
+  case add32(UInt32)
+  case add64(UInt64)
+  case swap32(UInt32)
+  case swap64(UInt64)
+  /// Stores `new` where `expected` was.
+  case compareAndSwap32(expected: UInt32, new: UInt32)
+  case compareAndSwap64(expected: UInt64, new: UInt64)
+
+  /// Bytes of the integer.
+  public var size: Int {
+    switch self {
+    case .add32, .swap32, .compareAndSwap32: 4
+    case .add64, .swap64, .compareAndSwap64: 8
+    }
+  }
 }
 
 /// Memory of the server's own that clients may map, such as a device's BAR.

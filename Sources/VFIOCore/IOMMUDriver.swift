@@ -56,13 +56,16 @@ public protocol IOMMU: AnyObject, Sendable {
   /// Removes all that `owner` mapped, and returns the number of bytes.
   @discardableResult func unmapAll(owner: DMAOwner) -> UInt64
 
-  /// A device's read of client memory. Stops at the first address that is not mapped for reading.
-  func dmaRead(_ iova: UInt64, into bytes: inout MutableSpan<UInt8>) throws(DMAFault)
-  /// A device's write of client memory.
-  func dmaWrite(_ bytes: Span<UInt8>, to iova: UInt64) throws(DMAFault)
+  /// Where a device's access to an address goes; nil where nothing is mapped.
+  func translate(_ iova: UInt64) -> Translation?
+  /// A device has written these addresses: their pages are dirty.
+  func wrote(_ range: ClosedRange<UInt64>)
+  /// The devices that keep what `translate` returned. Whatever takes a translation back invalidates it
+  /// there before it returns.
+  var iotlb: IOTLB { get }
 
-  /// The last group has left: lets go of every mapping. Nothing is called afterwards but `dmaRead`
-  /// and `dmaWrite` by a device that hasn't noticed, which fault.
+  /// The last group has left: lets go of every mapping. Nothing is called afterwards but
+  /// `translate` and `wrote` by a device that hasn't noticed, for whom nothing is mapped.
   func release()
 }
 
@@ -117,16 +120,21 @@ public struct DMAAccess: OptionSet, Sendable, Hashable {
   public static let write = DMAAccess(rawValue: 2)
 }
 
-/// A device's transfer that could not go on.
-public struct DMAFault: Error, Sendable, Equatable {
-  /// The first address that could not be reached.
-  public var iova: UInt64
-  /// Bytes transferred before it.
-  public var completed: Int
+/// A run of addresses that leads to one piece of memory.
+public struct Translation: Sendable {
+  public var range: ClosedRange<UInt64>
+  public var memory: any DMAMemory
+  /// Where the range's first byte is in `memory`.
+  public var offset: UInt64
+  public var access: DMAAccess
 
-  public init(iova: UInt64, completed: Int) {
-    self.iova = iova
-    self.completed = completed
+  public init(
+    range: ClosedRange<UInt64>, memory: any DMAMemory, offset: UInt64, access: DMAAccess
+  ) {
+    self.range = range
+    self.memory = memory
+    self.offset = offset
+    self.access = access
   }
 }
 
@@ -147,4 +155,5 @@ extension IOMMU {
     throw .inappropriateIOCTLForDevice
   }
   public func unmapAll(owner: DMAOwner) -> UInt64 { 0 }
+  public func wrote(_ range: ClosedRange<UInt64>) {}
 }

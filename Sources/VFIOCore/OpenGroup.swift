@@ -60,7 +60,8 @@ public final class OpenGroup: Sendable {
       else { throw .operationNotSupportedByDevice }
       let device = state.devices[index]
       try device.operations.open(
-        DMA(iommu: iommu, group: iommuGroup), keepingState: keepingState)
+        DMA(iommu: iommu, group: iommuGroup, faults: device.device.faults),
+        keepingState: keepingState)
       state.devices[index].references += 1
       state.users += 1
       return OpenDevice(device, of: group, iommu: iommu, registry: registry)

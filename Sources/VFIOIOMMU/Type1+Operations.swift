@@ -78,23 +78,32 @@ extension Type1 {
   private func unmap(
     _ range: ClosedRange<UInt64>, splittingIsError: Bool, _ reportPageSize: UInt64?
   ) throws(Errno) -> ([Mapping], bitmap: [UInt8]) {
-    try state.withLock { (state) throws(Errno) in
-      if let reportPageSize {
-        guard state.dirtyPages != nil, reportPageSize == Self.pageSize else {
-          throw .invalidArgument
+    try changes.withLock { _ throws(Errno) in
+      let removed = try state.withLock { (state) throws(Errno) in
+        if let reportPageSize {
+          guard state.dirtyPages != nil, reportPageSize == Self.pageSize else {
+            throw .invalidArgument
+          }
         }
+        if splittingIsError { try state.map.checkNotSplit(by: range) }
+        var removed: [Mapping] = []
+        while let mapping = state.map.first(from: range.lowerBound), range.contains(mapping.iova) {
+          state.map.remove(startingAt: mapping.iova)
+          removed.append(mapping)
+        }
+        return removed
       }
-      if splittingIsError { try state.map.checkNotSplit(by: range) }
-      let bitmap =
-        reportPageSize == nil ? [] : state.dirtyPages?.takeBitmap(Self.pages(range)) ?? []
-      var removed: [Mapping] = []
-      while let mapping = state.map.first(from: range.lowerBound),
-        range.contains(mapping.iova)
-      {
-        state.remove(mapping)
-        removed.append(mapping)
+      if let first = removed.first, let last = removed.last {
+        iotlb.invalidate(first.iova...last.last)
       }
-      return (removed, bitmap)
+      guard isTracking.load(ordering: .relaxed) else { return (removed, []) }
+      // Transfers have marked pages until now.
+      return state.withLock { state in
+        let bitmap =
+          reportPageSize == nil ? [] : state.dirtyPages?.takeBitmap(Self.pages(range)) ?? []
+        for mapping in removed { state.dirtyPages?.clear(Self.pages(mapping.iova...mapping.last)) }
+        return (removed, bitmap)
+      }
     }
   }
 
@@ -108,14 +117,22 @@ extension Type1 {
     guard argumentSize >= minimumSize else { throw .invalidArgument }
     switch try argument.field(at: 4, as: UInt32.self) {
     case DirtyPagesFlag.start:
-      try state.withLock { (state) throws(Errno) in
-        guard state.dirtyPages == nil else { return }
-        guard state.map.all.allSatisfy(\.canTrackDirtyPages) else { throw .invalidArgument }
-        state.dirtyPages = DirtyPages()
+      try changes.withLock { _ throws(Errno) in
+        try state.withLock { (state) throws(Errno) in
+          guard state.dirtyPages == nil else { return }
+          guard state.map.all.allSatisfy(\.canTrackDirtyPages) else { throw .invalidArgument }
+          state.dirtyPages = DirtyPages()
+        }
+        isTracking.store(true, ordering: .releasing)
+        // A write that doesn't know of it yet is over before the client goes on.
+        iotlb.invalidate(0...UInt64.max)
       }
       return OperationResult()
     case DirtyPagesFlag.stop:
-      state.withLock { $0.dirtyPages = nil }
+      changes.withLock { _ in
+        isTracking.store(false, ordering: .relaxed)
+        state.withLock { $0.dirtyPages = nil }
+      }
       return OperationResult()
     case DirtyPagesFlag.getBitmap:
       let structureSize = minimumSize + 16 + Self.bitmapStructureSize

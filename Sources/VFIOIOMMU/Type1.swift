@@ -2,10 +2,12 @@ import Locks
 import SystemPackage
 import VFIOCore
 
+import struct Synchronization.Atomic
+
 /// One container's type1 IOMMU.
 ///
-/// A lock guards the map, and every transfer holds it from its look-up to the end of its copy, a
-/// piece at a time. So an unmap returns when nothing uses the range any more.
+/// What changes the map does so one after the other. Devices look addresses up meanwhile, and keep what
+/// they find until it is invalidated.
 final class Type1: IOMMU {
   enum Version { case v1, v2 }
 
@@ -14,7 +16,13 @@ final class Type1: IOMMU {
 
   let version: Version
   let limits: IOMMULimits
+  let iotlb = IOTLB()
+  /// Held while mappings or the tracking of dirty pages change, from the first check until no transfer
+  /// uses what was there before. The IOTLB's locks come after it, and then that of the state.
+  let changes = Mutex(())
   let state = Mutex(State())
+  /// Whether `state.dirtyPages` is there, for writes to ask without its lock.
+  let isTracking = Atomic(false)
 
   struct State {
     var map = IOVAMap()
@@ -22,18 +30,16 @@ final class Type1: IOMMU {
     /// The pages written since they were last reported; nil while tracking is off.
     var dirtyPages: DirtyPages?
 
-    /// Removes a mapping and forgets its dirty pages. Whoever gets it lets go of it after unlocking,
-    /// because the end of its memory may take long.
-    mutating func remove(_ mapping: Mapping) {
-      map.remove(startingAt: mapping.iova)
-      dirtyPages?.clear(Type1.pages(mapping.iova...mapping.last))
-    }
-
-    /// Takes a mapping away from one owner, and removes it when that was the last.
+    /// Takes a mapping away from one owner, and removes it when that was the last. Whoever has it lets
+    /// go of it after unlocking, because the end of its memory may take long.
     mutating func remove(_ mapping: Mapping, of owner: DMAOwner) {
       var mapping = mapping
       mapping.owners.removeAll { $0 == owner }
-      if mapping.owners.isEmpty { remove(mapping) } else { map.update(mapping) }
+      if mapping.owners.isEmpty {
+        map.remove(startingAt: mapping.iova)
+      } else {
+        map.update(mapping)
+      }
     }
   }
 
@@ -65,10 +71,15 @@ final class Type1: IOMMU {
   }
 
   func release() {
-    // Returned, so that the memory ends outside the lock.
-    _ = state.withLock { state in
-      defer { state = State() }
-      return state.map
+    changes.withLock { _ in
+      // Returned, so that the memory ends outside the lock.
+      let map = state.withLock { state in
+        defer { state = State() }
+        return state.map
+      }
+      isTracking.store(false, ordering: .releasing)
+      iotlb.invalidate(0...UInt64.max)
+      _ = consume map
     }
   }
 
@@ -83,7 +94,7 @@ final class Type1: IOMMU {
   /// - what `source` throws;
   /// - `EINVAL`: dirty pages are tracked, and the mapping has more than 2^31 - 1.
   ///
-  /// `source` is asked under the lock, so that nothing else takes the place meanwhile.
+  /// `source` is asked while nothing else can take the place.
   func map(_ request: DMAMapping, from source: any MemorySource) throws(Errno) {
     guard request.size > 0 else { throw .invalidArgument }
     let (last, wraps) = request.iova.addingReportingOverflow(request.size - 1)
@@ -97,47 +108,86 @@ final class Type1: IOMMU {
       try source.memory(
         at: request.offset, size: request.size, writable: request.access.contains(.write))
     }
-    try state.withLock { (state) throws(Errno) in
-      if var existing = state.map.first(from: request.iova), existing.iova <= last {
+    try changes.withLock { _ throws(Errno) in
+      if var existing = state.withLock({ $0.map.first(from: request.iova) }), existing.iova <= last
+      {
         guard request.mayShare, existing.iova == request.iova, existing.last == last,
           existing.offset == request.offset, existing.access == request.access,
           !existing.owners.contains(request.owner),
           try memory() === existing.memory
         else { throw .fileExists }
         existing.owners.append(request.owner)
-        state.map.update(existing)
+        state.withLock { $0.map.update(existing) }
         return
       }
-      guard state.map.count < limits.mappings else { throw .noSpace }
+      let (count, isTracking) = state.withLock { ($0.map.count, $0.dirtyPages != nil) }
+      guard count < limits.mappings else { throw .noSpace }
       guard limits.apertures.contains(where: { $0.contains(request.iova) && $0.contains(last) })
       else { throw .invalidArgument }
       let mapping = Mapping(
         iova: request.iova, last: last, memory: try memory(), offset: request.offset,
         access: request.access, owners: [request.owner])
-      guard state.dirtyPages == nil || mapping.canTrackDirtyPages else { throw .invalidArgument }
-      state.map.insert(mapping)
+      guard !isTracking || mapping.canTrackDirtyPages else { throw .invalidArgument }
+      state.withLock { $0.map.insert(mapping) }
     }
   }
 
   func unmap(iova: UInt64, size: UInt64, owner: DMAOwner) throws(Errno) {
-    // Returned, so that the memory ends outside the lock.
-    _ = try state.withLock { (state) throws(Errno) in
-      guard let mapping = state.map.first(from: iova), mapping.iova == iova,
-        mapping.size == size, mapping.owners.contains(owner)
-      else { throw .noSuchFileOrDirectory }
-      state.remove(mapping, of: owner)
-      return mapping
+    try changes.withLock { _ throws(Errno) in
+      let mapping = try state.withLock { (state) throws(Errno) in
+        guard let mapping = state.map.first(from: iova), mapping.iova == iova,
+          mapping.size == size, mapping.owners.contains(owner)
+        else { throw .noSuchFileOrDirectory }
+        state.remove(mapping, of: owner)
+        return mapping
+      }
+      forget(mapping.iova...mapping.last)
     }
   }
 
   /// Counts also the bytes of mappings that live on because others made them too.
   func unmapAll(owner: DMAOwner) -> UInt64 {
-    let removed = state.withLock { state in
-      let removed = state.map.all.filter { $0.owners.contains(owner) }
-      for mapping in removed { state.remove(mapping, of: owner) }
-      return removed
+    changes.withLock { _ in
+      let removed = state.withLock { state in
+        let removed = state.map.all.filter { $0.owners.contains(owner) }
+        for mapping in removed { state.remove(mapping, of: owner) }
+        return removed
+      }
+      if !removed.isEmpty { iotlb.invalidate(0...UInt64.max) }
+      for mapping in removed { forgetDirtyPages(mapping.iova...mapping.last) }
+      return removed.totalSize
     }
-    return removed.totalSize
+  }
+
+  /// Called when mappings in a range have gone: returns when no transfer uses them.
+  private func forget(_ range: ClosedRange<UInt64>) {
+    iotlb.invalidate(range)
+    forgetDirtyPages(range)
+  }
+
+  /// Transfers may have marked pages until they were invalidated, so this comes afterwards.
+  private func forgetDirtyPages(_ range: ClosedRange<UInt64>) {
+    guard isTracking.load(ordering: .relaxed) else { return }
+    state.withLock { state in
+      guard state.map.first(from: range.lowerBound).map({ $0.iova > range.upperBound }) ?? true
+      else { return }
+      state.dirtyPages?.clear(Self.pages(range))
+    }
+  }
+
+  // MARK: Devices
+
+  func translate(_ iova: UInt64) -> Translation? {
+    let mapping = state.withLock { $0.map.mapping(containing: iova) }
+    guard let mapping else { return nil }
+    return Translation(
+      range: mapping.iova...mapping.last, memory: mapping.memory, offset: mapping.offset,
+      access: mapping.access)
+  }
+
+  func wrote(_ range: ClosedRange<UInt64>) {
+    guard isTracking.load(ordering: .acquiring) else { return }
+    state.withLock { $0.dirtyPages?.mark(Self.pages(range)) }
   }
 }
 

@@ -1,3 +1,4 @@
+import SystemPackage
 import VFIOCore
 
 /// What a device's effects may do besides changing its state. They run under the device's lock and
@@ -34,39 +35,88 @@ extension PCIDevice {
   }
 }
 
-/// A device's way to its client's memory, while it works on its queue.
+/// A device's way to its client's memory, while it works on its queue. All of it throws at the first
+/// address that can't be reached, and before anything is reached when bus mastering is off or the
+/// device was reset.
 public struct BusMaster: Sendable {
   let function: PCIFunction
   /// The memory of the client for whom the work was begun; a later client's is never touched.
   let dma: DMA?
   let generation: UInt64
 
-  /// Copies `count` bytes from client memory at `iova`. Throws at the first address that can't be
-  /// read, and before anything is read when bus mastering is off or the device was reset.
+  /// Copies `count` bytes from client memory at `iova`.
   public func read(_ count: Int, from iova: UInt64) throws(DMAFault) -> [UInt8] {
+    let dma = try allowed(iova, .read)
     var bytes = [UInt8](repeating: 0, count: count)
-    do {
-      var span = bytes.mutableSpan
-      try allowed(iova).read(iova, into: &span)
-    } catch {
-      function.countFault()
-      throw error
-    }
+    var span = bytes.mutableSpan
+    try dma.read(iova, into: &span)
     return bytes
   }
 
-  /// Copies to client memory at `iova`; throws as `read` does.
+  /// Fills `bytes` from client memory at `iova`.
+  public func read(_ iova: UInt64, into bytes: inout MutableSpan<UInt8>) throws(DMAFault) {
+    try allowed(iova, .read).read(iova, into: &bytes)
+  }
+
+  /// Copies to client memory at `iova`.
   public func write(_ bytes: Span<UInt8>, to iova: UInt64) throws(DMAFault) {
-    do {
-      try allowed(iova).write(bytes, to: iova)
-    } catch {
-      function.countFault()
-      throw error
+    try allowed(iova, .write).write(bytes, to: iova)
+  }
+
+  /// The little-endian integer in client memory at `iova`, in one access where it is aligned.
+  public func load<Value: FixedWidthInteger>(
+    _ iova: UInt64, as _: Value.Type = Value.self
+  ) throws(DMAFault) -> Value {
+    try allowed(iova, .read).load(iova)
+  }
+
+  /// Stores a little-endian integer in client memory at `iova`, as `load` reads it.
+  public func store<Value: FixedWidthInteger>(
+    _ value: Value, at iova: UInt64
+  ) throws(DMAFault) {
+    try allowed(iova, .write).store(value, at: iova)
+  }
+
+  /// Changes an integer in client memory in one step, and returns what it was. It must be aligned, and
+  /// lie in a file that the client mapped for reading and writing.
+  public func update(_ iova: UInt64, _ operation: AtomicOperation) throws(DMAFault) -> UInt64 {
+    try allowed(iova, [.read, .write]).update(iova, operation)
+  }
+
+  /// Fills pieces of client memory, in their order, from a file at `position`; `preadv`. Returns how
+  /// many bytes there were, fewer at the file's end. The pieces' bytes aren't copied on the way where
+  /// they lie in files that the client mapped.
+  public func read(
+    _ file: FileDescriptor, at position: Int, into pieces: [DMAPiece]
+  ) throws(DMATransferError) -> Int {
+    try transfer(pieces, .write) { dma throws(DMATransferError) in
+      try dma.read(file, at: position, into: pieces)
     }
   }
 
-  private func allowed(_ iova: UInt64) throws(DMAFault) -> DMA {
-    guard let dma, function.mayMaster(generation) else { throw DMAFault(iova: iova, completed: 0) }
+  /// Writes pieces of client memory to a file at `position`; `pwritev`. Returns how many bytes the file
+  /// took.
+  public func write(
+    _ pieces: [DMAPiece], to file: FileDescriptor, at position: Int
+  ) throws(DMATransferError) -> Int {
+    try transfer(pieces, .read) { dma throws(DMATransferError) in
+      try dma.write(pieces, to: file, at: position)
+    }
+  }
+
+  private func transfer(
+    _ pieces: [DMAPiece], _ access: DMAAccess,
+    _ body: (DMA) throws(DMATransferError) -> Int
+  ) throws(DMATransferError) -> Int {
+    guard let first = pieces.first else { return 0 }
+    let dma: DMA
+    do { dma = try allowed(first.iova, access) } catch { throw .fault(error) }
+    return try body(dma)
+  }
+
+  private func allowed(_ iova: UInt64, _ access: DMAAccess) throws(DMAFault) -> DMA {
+    guard let dma, function.isCurrent(generation) else { throw DMAFault(iova: iova, completed: 0) }
+    guard function.mayMaster else { throw dma.fault(iova, access, 0) }
     return dma
   }
 }

@@ -20,7 +20,6 @@ public final class PCIFunction: DeviceOperations {
     var dma: DMA?
     /// Counts resets: work begun before the last one is void.
     var generation: UInt64 = 0
-    var faults: UInt64 = 0
   }
 
   private struct BARMemory {
@@ -81,9 +80,6 @@ public final class PCIFunction: DeviceOperations {
         cell: Cell(device), bus: Bus(InterruptLines(Device.interrupts)),
         config: ConfigSpace(Device.identity, Device.interrupts, tables), memories: memories))
   }
-
-  /// DMA transfers that the device could not complete, since it was made.
-  public var faults: UInt64 { state.withLock { $0.faults } }
 
   // MARK: What the function has
 
@@ -265,13 +261,13 @@ public final class PCIFunction: DeviceOperations {
     }
   }
 
-  /// Whether work of a generation may reach memory now.
-  func mayMaster(_ generation: UInt64) -> Bool {
-    state.withLock { state in
-      state.generation == generation
-        && (ignoresBusMastering || state.config.command.contains(.busMaster))
-    }
+  /// Whether there was no reset since work of this generation began.
+  func isCurrent(_ generation: UInt64) -> Bool {
+    state.withLock { $0.generation == generation }
   }
 
-  func countFault() { state.withLock { $0.faults += 1 } }
+  /// Whether the device may reach memory now.
+  var mayMaster: Bool {
+    ignoresBusMastering || state.withLock { $0.config.command.contains(.busMaster) }
+  }
 }

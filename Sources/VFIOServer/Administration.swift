@@ -60,7 +60,16 @@ final class Administration: Sendable {
     let group = topology.addGroup(id, access)
     let device = BusDevice(
       name: configuration.address, iommuGroup: group.iommuGroup,
-      driver: isVFIO ? nil : configuration.driver)
+      driver: isVFIO ? nil : configuration.driver,
+      faults: DMAFaults { [logger = service.logger] faults in
+        logger.warning(
+          "a device's DMA met a fault",
+          metadata: [
+            "device": "\(configuration.address)", "iova": "0x\(String(faults.iova, radix: 16))",
+            "access": faults.access.contains(.write) ? "write" : "read",
+            "faults": "\(faults.count)",
+          ])
+      })
     topology.add(
       Topology.Device(
         bus: device, configuration: configuration,

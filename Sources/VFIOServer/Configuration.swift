@@ -78,6 +78,8 @@ public struct Configuration: Sendable, Equatable {
     public var apertures = IOMMULimits.pc.apertures
     /// DMA mappings alive at a time in a container.
     public var mappings = IOMMULimits.pc.mappings
+    /// Seconds in which a client must answer a DMA_READ or DMA_WRITE, before the transfer faults.
+    public var dmaTimeout = 5
     /// Bytes of replies that wait for a client which doesn't read.
     public var queuedReplies = 4 << 20
 

@@ -249,6 +249,7 @@ private func limits(_ reader: JSONReader) throws(JSONError) -> Configuration.Lim
         ("undelivered_descriptors", \.undeliveredDescriptors, 1...4096),
         ("max_data_xfer_size", \.maxDataTransferSize, 4096...(64 << 20)),
         ("mappings", \.mappings, 1...(16 << 20)),
+        ("dma_timeout", \.dmaTimeout, 1...3600),
         ("queued_replies", \.queuedReplies, 64 << 10...1 << 30),
       ]
   try reader.requireFields(among: fields.map(\.name) + ["apertures"])

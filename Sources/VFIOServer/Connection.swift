@@ -11,6 +11,7 @@ final class Connection: @unchecked Sendable {
   /// Guards the socket, nil once closed, because `abort` comes from another thread.
   private let openSocket: Mutex<Socket?>
   private var exchange: Exchange
+  private let requests: ClientRequests
   private(set) var isServing = false
   /// The control loop was told of the hang-up, which it is told once, when it could not see to it.
   var hasHungUp = false
@@ -30,7 +31,9 @@ final class Connection: @unchecked Sendable {
     openSocket = Mutex(socket)
     self.session = session
     self.whenClosed = whenClosed
-    exchange = Exchange(session, limits)
+    requests = ClientRequests(socket)
+    exchange = Exchange(session, requests, limits)
+    session.connected(requests)
   }
 
   /// Sends what is left, reads once, and answers. With `wait` it blocks until there is something to
@@ -50,6 +53,7 @@ final class Connection: @unchecked Sendable {
 
   /// Ends the session and closes the socket.
   func close() {
+    requests.close()
     session.close()
     whenClosed()
     openSocket.withLock { $0 = nil }

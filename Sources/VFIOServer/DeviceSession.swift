@@ -12,7 +12,9 @@ final class DeviceSession: Session {
   /// Of its mappings.
   private let owner: DMAOwner
   /// What it maps without a descriptor.
-  private let messages: MessageMemory
+  private var messages: MessageMemory
+  private var requests: ClientRequests?
+  private var twin: TwinSession?
   private var version = Version()
   /// nil before VERSION on a connection to `devices/NAME.sock`.
   private var device: OpenDevice?
@@ -27,7 +29,7 @@ final class DeviceSession: Session {
     self.number = number
     self.device = device
     owner = DMAOwner(number: number)
-    messages = MessageMemory()
+    messages = MessageMemory(service)
     way = nil
   }
 
@@ -37,10 +39,12 @@ final class DeviceSession: Session {
     self.number = number
     self.way = way
     owner = DMAOwner(number: number)
-    messages = way.messages
+    messages = MessageMemory(service)
   }
 
   var isFinished: Bool { version.isRefused || isBusy }
+  var takesReplies: Bool { version.isDone }
+  func connected(_ requests: ClientRequests) { self.requests = requests }
   var wantsOwnLoop: Bool { version.isDone }
   var messageLimit: Int { version.isDone ? service.limits.messageSize : Version.messageLimit }
 
@@ -51,7 +55,7 @@ final class DeviceSession: Session {
   func handle(
     _ request: Request, _ body: Span<UInt8>, _ reply: inout Output
   ) throws(Errno) {
-    if request.header.command == .version { return try negotiate(body, &reply) }
+    if request.header.command == .version { return try negotiate(request, body, &reply) }
     guard version.isDone, let device else { throw .invalidArgument }
     let operations = device.operations
     switch request.header.command {
@@ -107,11 +111,14 @@ final class DeviceSession: Session {
     reply.append(UInt64(count))
   }
 
-  private func negotiate(_ body: Span<UInt8>, _ reply: inout Output) throws(Errno) {
+  private func negotiate(
+    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output
+  ) throws(Errno) {
     do throws(Errno) {
-      try version.negotiate(body, service.limits, &reply) { () throws(Errno) in
+      let mayTwin = request.mayHandOut && requests != nil
+      try version.negotiate(body, service.limits, mayTwin: mayTwin, &reply) { () throws(Errno) in
         guard let way else { return }
-        device = try way.open(service)
+        (device, messages) = try way.open(service)
         service.topology.entered(group: way.group, process: way.process, connection: number)
       }
     } catch {
@@ -119,10 +126,25 @@ final class DeviceSession: Session {
       isBusy = error == .resourceBusy
       throw error
     }
+    if version.hasTwin {
+      let twin = TwinSession(
+        messages, limit: version.clientTransferLimit, messageLimit: service.limits.messageSize)
+      do throws(Errno) {
+        reply.attach(try service.handOut(twin, number: service.nextNumber()))
+      } catch {
+        isBusy = true
+        throw error
+      }
+      self.twin = twin
+    } else if let requests {
+      messages.connect(requests, limit: version.clientTransferLimit)
+    }
     if way != nil { logDevice("device opened") }
   }
 
   func close() {
+    if let requests { messages.disconnect(requests) }
+    twin?.hangUp()
     guard let device else { return }
     device.iommu.unmapAll(owner: owner)
     device.release()
@@ -150,8 +172,10 @@ extension DeviceSession {
     let flags = body.uint32(at: 4)
     guard body.uint32(at: 0) >= 32, flags & ~3 == 0, request.descriptors.count <= 1
     else { throw .invalidArgument }
+    // Without a descriptor the client's memory is reached by the device's addresses.
+    let offset = request.descriptors.isEmpty ? body.uint64(at: 16) : body.uint64(at: 8)
     let mapping = DMAMapping(
-      iova: body.uint64(at: 16), size: body.uint64(at: 24), offset: body.uint64(at: 8),
+      iova: body.uint64(at: 16), size: body.uint64(at: 24), offset: offset,
       access: DMAAccess(rawValue: flags), owner: owner, mayShare: mayShare)
     try device.iommu.map(mapping, from: RequestMemory(request, service, messages: messages))
   }

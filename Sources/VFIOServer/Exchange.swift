@@ -17,6 +17,7 @@ struct Exchange {
   private var isEnding = false
   /// The request whose reply is to come.
   private var waiting: (request: Header, later: Later)?
+  private let requests: ClientRequests
   private let limits: ConnectionLimits
 
   enum State {
@@ -41,7 +42,8 @@ struct Exchange {
   /// The reply that is to come.
   var later: Later? { waiting?.later }
 
-  init(_ session: any Session, _ limits: ConnectionLimits) {
+  init(_ session: any Session, _ requests: ClientRequests, _ limits: ConnectionLimits) {
+    self.requests = requests
     self.limits = limits
     input = Input(limit: session.messageLimit, descriptorLimit: limits.messageDescriptors)
   }
@@ -109,6 +111,13 @@ struct Exchange {
         }
         return .never
       case .message(let header, let body, let descriptors, let damaged):
+        if header.flags.intersection(.type) == .reply, session.takesReplies,
+          header.command == .dmaRead || header.command == .dmaWrite
+        {
+          let bytes = input.bytes
+          requests.received(header, bytes.span.extracting(body))
+          continue
+        }
         if isDeaf, !session.outlivesClient(header.command) { continue }
         settle()
         var request = Request(header: header, descriptors: descriptors, sender: sender)
@@ -166,7 +175,7 @@ struct Exchange {
       }
       do throws(Errno) {
         let sent = try output.withBytes(range) { bytes throws(Errno) in
-          try socket.send(bytes, with: descriptors, wait: wait)
+          try requests.sendReplies(bytes, with: descriptors, wait: wait)
         }
         guard let sent else { return false }
         output.sent(sent)

@@ -5,7 +5,18 @@ import VFIOCore
 
 // The memory that clients bring, as the core sees it.
 
-extension SharedMapping: DMAMemory {}
+extension SharedMapping: DMAMemory {
+  public func update(at offset: UInt64, _ operation: AtomicOperation) throws(Errno) -> UInt64 {
+    switch operation {
+    case .add32(let value): UInt64(try add(value, at: offset))
+    case .add64(let value): try add(value, at: offset)
+    case .swap32(let value): UInt64(try swap(value, at: offset))
+    case .swap64(let value): try swap(value, at: offset)
+    case .compareAndSwap32(let old, let new): UInt64(try compareAndSwap(old, new, at: offset))
+    case .compareAndSwap64(let old, let new): try compareAndSwap(old, new, at: offset)
+    }
+  }
+}
 
 /// What a map request refers to: the file whose descriptor it brought; without one the memory of the
 /// client behind a device socket, by messages; on a container the sender's own process.
@@ -30,20 +41,44 @@ struct RequestMemory: MemorySource {
     }
     if let messages { return messages }
     guard let sender = request.sender else { throw .badAddress }
-    return try service.processes.memory(of: sender, at: address, size: size)
+    return try service.processes.memory(
+      of: sender, at: address, size: size, writable: writable)
   }
 }
 
-/// Memory that a device socket's client mapped without a descriptor. This server sends no DMA_READ or
-/// DMA_WRITE yet, so that a device which reaches for it meets a fault.
-final class MessageMemory: DMAMemory {
-  func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno) {
-    throw .badAddress
-  }
-  func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) { throw .badAddress }
+extension ProcessMemory: DMAMemory {
+  public func read(
+    _ file: FileDescriptor, at position: Int, into ranges: [Range<UInt64>]
+  ) throws(Errno) -> Int { try copy(file, at: position, into: ranges) }
+
+  public func write(
+    _ ranges: [Range<UInt64>], to file: FileDescriptor, at position: Int
+  ) throws(Errno) -> Int { try copy(ranges, to: file, at: position) }
 }
 
-extension ProcessMemory: DMAMemory {}
+// `preadv` and `pwritev` for memory that the kernel can't reach: of the first range, through a buffer.
+extension DMAMemory {
+  func copy(
+    _ file: FileDescriptor, at position: Int, into ranges: [Range<UInt64>]
+  ) throws(Errno) -> Int {
+    guard let range = ranges.first else { return 0 }
+    var bytes = [UInt8](repeating: 0, count: Int(range.upperBound - range.lowerBound))
+    var span = bytes.mutableSpan
+    let count = try LinuxIO.read(file, at: position, into: &span)
+    if count > 0 { try write(bytes.span.extracting(0..<count), at: range.lowerBound) }
+    return count
+  }
+
+  func copy(
+    _ ranges: [Range<UInt64>], to file: FileDescriptor, at position: Int
+  ) throws(Errno) -> Int {
+    guard let range = ranges.first else { return 0 }
+    var bytes = [UInt8](repeating: 0, count: Int(range.upperBound - range.lowerBound))
+    var span = bytes.mutableSpan
+    try read(at: range.lowerBound, into: &span)
+    return try LinuxIO.write(bytes.span, to: file, at: position)
+  }
+}
 
 /// The processes whose memory is mapped, one object each.
 final class Processes: Sendable {
@@ -52,28 +87,30 @@ final class Processes: Sendable {
   /// Guards the look-up. A leaf.
   private let known = Mutex<[ProcessID: Weak]>([:])
 
-  /// The memory of a message's sender, whose bytes at `address ..< address + size` must be there;
-  /// `EFAULT` otherwise, and where this server may not read that process.
+  /// The memory of a message's sender, which must have all of `address ..< address + size` and, if it is
+  /// to be `writable`, be allowed to write it; `EFAULT` otherwise, and where this server may not reach
+  /// that process.
   func memory(
-    of sender: Credentials, at address: UInt64, size: UInt64
+    of sender: Credentials, at address: UInt64, size: UInt64, writable: Bool
   ) throws(Errno) -> ProcessMemory {
-    guard size > 0, !address.addingReportingOverflow(size - 1).overflow else { throw .badAddress }
     let process = sender.process
-    let memory = try known.withLock { known throws(Errno) in
-      if let memory = known[process]?.memory, memory.isAlive { return memory }
-      known = known.filter { $0.value.memory != nil }
-      let memory = try ProcessMemory(process)
-      known[process] = Weak(memory: memory)
+    do throws(Errno) {
+      let memory = try known.withLock { known throws(Errno) in
+        if let memory = known[process]?.memory, memory.isAlive { return memory }
+        known = known.filter { $0.value.memory != nil }
+        let memory = try ProcessMemory(process, identity: sender.identity)
+        known[process] = Weak(memory: memory)
+        return memory
+      }
+      // Where a message doesn't bring its sender's pidfd, it may have waited for so long that the number
+      // is another user's process now; and the sender may run a program of another user's now.
+      guard try memory.owner() == sender.user,
+        memory.allows(address, size: size, writable: writable)
+      else { throw .badAddress }
       return memory
+    } catch {
+      throw .badAddress
     }
-    // A message may have waited for so long that its sender's number is another user's process now.
-    guard try memory.owner() == sender.user else { throw .badAddress }
-    // The ends stand for all: the kernel would pin every page here.
-    var byte: [UInt8] = [0]
-    var span = byte.mutableSpan
-    try memory.read(at: address, into: &span)
-    try memory.read(at: address + (size - 1), into: &span)
-    return memory
   }
 }
 

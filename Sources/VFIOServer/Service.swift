@@ -1,3 +1,4 @@
+import Dispatch
 import LinuxIO
 import Locks
 import Logging
@@ -15,6 +16,8 @@ final class Service: Sendable {
   let loop: ControlLoop
   let files = MappedFiles()
   let processes = Processes()
+  /// Devices that may wait for their clients' answers at a time.
+  let clientWaits = DispatchSemaphore(value: 128)
   let socketGroups = SocketGroups()
 
   /// By the cookie of the client's end: "is this really our descriptor?". Guards itself; a leaf.

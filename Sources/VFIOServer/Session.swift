@@ -24,6 +24,12 @@ protocol Session: AnyObject {
   /// The connection is to be closed once the replies so far are sent.
   var isFinished: Bool { get }
 
+  /// The connection is there: what this server may ask its client goes through `requests`.
+  func connected(_ requests: ClientRequests)
+
+  /// Whether DMA_READ and DMA_WRITE replies are answers to this server.
+  var takesReplies: Bool { get }
+
   /// The session has found its device, and goes on on a loop of its own.
   var wantsOwnLoop: Bool { get }
 
@@ -35,6 +41,8 @@ extension Session {
   func takeLater() -> Later? { nil }
   func outlivesClient(_ command: Command) -> Bool { false }
   var isFinished: Bool { false }
+  func connected(_ requests: ClientRequests) {}
+  var takesReplies: Bool { false }
   var wantsOwnLoop: Bool { false }
 }
 

@@ -10,9 +10,9 @@ struct SocketWay: Sendable {
   let device: String
   /// The process that connected.
   let process: ProcessID
-  let messages = MessageMemory()
 
-  func open(_ service: Service) throws(Errno) -> OpenDevice {
+  /// The device, and what its client maps without a descriptor.
+  func open(_ service: Service) throws(Errno) -> (OpenDevice, MessageMemory) {
     try service.socketGroups.open(self, service)
   }
 
@@ -30,13 +30,17 @@ final class SocketGroups: Sendable {
     var process: ProcessID
     var group: OpenGroup
     var devices: Set<String>
+    /// One for all devices, so that a map made for each of them is recognised as the same.
+    var messages: MessageMemory
   }
 
   /// `VFIO_TYPE1v2_IOMMU`.
   private static let type: UInt64 = 3
 
   /// `EBUSY` when another client has the device or the group.
-  func open(_ way: SocketWay, _ service: Service) throws(Errno) -> OpenDevice {
+  func open(_ way: SocketWay, _ service: Service) throws(Errno) -> (
+    OpenDevice, MessageMemory
+  ) {
     try holders.withLock { holders throws(Errno) in
       if let holder = holders[way.group] {
         // 0 is any process that this server's PID namespace doesn't have.
@@ -45,7 +49,7 @@ final class SocketGroups: Sendable {
         else { throw .resourceBusy }
         let device = try holder.group.openDevice(way.device, keepingState: true)
         holders[way.group]?.devices.insert(way.device)
-        return device
+        return (device, holder.messages)
       }
       let group = try service.registry.openGroup(way.group)
       do throws(Errno) {
@@ -55,8 +59,10 @@ final class SocketGroups: Sendable {
         try group.setContainer(container)
         try container.setIOMMU(Self.type)
         let device = try group.openDevice(way.device, keepingState: true)
-        holders[way.group] = Holder(process: way.process, group: group, devices: [way.device])
-        return device
+        let messages = MessageMemory(service)
+        holders[way.group] = Holder(
+          process: way.process, group: group, devices: [way.device], messages: messages)
+        return (device, messages)
       } catch {
         group.release()
         throw error

@@ -131,6 +131,7 @@ final class Topology: Sendable {
             "model": device.configuration.model.map { .string($0) } ?? nil,
             "driver": device.bus.driver.map { .string($0) } ?? nil,
             "socket": device.listener == nil ? nil : .string(device.socket),
+            "faults": .integer(Int128(device.bus.faults.summary.count)),
           ]
         }),
     ]

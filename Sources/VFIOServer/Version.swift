@@ -14,14 +14,18 @@ struct Version {
   /// The major version isn't ours: the connection cannot go on.
   private(set) var isRefused = false
   private(set) var isDone = false
+  /// The client's `max_data_xfer_size`.
+  private(set) var clientTransferLimit = MessageMemory.defaultLimit
+  /// The client gets a second socket for this server's requests, whose descriptor is the reply's first.
+  private(set) var hasTwin = false
 
   /// Answers VERSION. `EINVAL` when it comes twice, for another major version, and for capabilities
   /// that aren't what they should be.
   ///
-  /// `begin` runs when the request is good; its error is the answer, and VERSION may be tried again.
+  /// `mayTwin`: whether a second socket can be had. `begin` runs when the request is good; its error is the answer, and VERSION may be tried again.
   mutating func negotiate(
-    _ body: Span<UInt8>, _ limits: Configuration.Limits, _ reply: inout Output,
-    begin: () throws(Errno) -> Void = {}
+    _ body: Span<UInt8>, _ limits: Configuration.Limits, mayTwin: Bool = false,
+    _ reply: inout Output, begin: () throws(Errno) -> Void = {}
   ) throws(Errno) {
     guard !isDone else { throw .invalidArgument }
     try body.require(4)
@@ -29,7 +33,7 @@ struct Version {
       isRefused = true
       throw .invalidArgument
     }
-    let answer = try Self.capabilities(body, limits)
+    let answer = try capabilities(body, limits, mayTwin)
     try begin()
     isDone = true
     reply.append(Self.major)
@@ -38,8 +42,8 @@ struct Version {
   }
 
   /// What is offered back: of the capabilities proposed, those that this server has.
-  private static func capabilities(
-    _ body: Span<UInt8>, _ limits: Configuration.Limits
+  private mutating func capabilities(
+    _ body: Span<UInt8>, _ limits: Configuration.Limits, _ mayTwin: Bool
   ) throws(Errno) -> JSONValue {
     guard body.count > 4 else { return .object([]) }
     var end = 4
@@ -58,8 +62,14 @@ struct Version {
           if try member.reader.bool() { offered.append(JSONMember(member.name, true)) }
           continue
         case "twin_socket":
-          _ = try member.reader["supported"].bool(default: false)
           _ = try member.reader.members()
+          hasTwin = try member.reader["supported"].bool(default: false) && mayTwin
+          if hasTwin {
+            offered.append(
+              JSONMember(
+                member.name,
+                .object([JSONMember("supported", true), JSONMember("fd_index", .integer(0))])))
+          }
           continue
         case "max_msg_fds": ours = limits.messageDescriptors
         case "max_data_xfer_size": ours = limits.maxDataTransferSize
@@ -67,7 +77,8 @@ struct Version {
         case "pgsizes": ours = 4096
         default: continue
         }
-        _ = try member.reader.integer(in: 0...UInt64.max)
+        let theirs = try member.reader.integer(in: 0...UInt64.max)
+        if member.name == "max_data_xfer_size" { clientTransferLimit = theirs }
         offered.append(JSONMember(member.name, .integer(Int128(ours))))
       }
       return .object([JSONMember("capabilities", .object(offered))])

@@ -14,6 +14,9 @@ public struct Command: RawRepresentable, Hashable, Sendable {
   public static let deviceSetIRQs = Command(rawValue: 8)
   public static let regionRead = Command(rawValue: 9)
   public static let regionWrite = Command(rawValue: 10)
+  /// These two are the server's.
+  public static let dmaRead = Command(rawValue: 11)
+  public static let dmaWrite = Command(rawValue: 12)
   public static let deviceReset = Command(rawValue: 13)
   public static let regionWriteMulti = Command(rawValue: 15)
 

@@ -138,7 +138,8 @@ import VFIOWire
       "message_descriptors": limits.messageDescriptors,
       "max_data_xfer_size": limits.maxDataTransferSize, "mappings": limits.mappings,
       "undelivered_descriptors": limits.undeliveredDescriptors,
-      "queued_replies": limits.queuedReplies, "connections": limits.connections,
+      "dma_timeout": limits.dmaTimeout, "queued_replies": limits.queuedReplies,
+      "connections": limits.connections,
     ]
     #expect(Facts.all["limits"]?.elements.count == values.count)
     for (name, value) in values {

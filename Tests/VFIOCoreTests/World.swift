@@ -135,8 +135,8 @@ final class TestIOMMU: IOMMU {
     return OperationResult(value: 7, structure: argument.indices.map { argument[$0] })
   }
 
-  func dmaRead(_ iova: UInt64, into bytes: inout MutableSpan<UInt8>) throws(DMAFault) {}
-  func dmaWrite(_ bytes: Span<UInt8>, to iova: UInt64) throws(DMAFault) {}
+  let iotlb = IOTLB()
+  func translate(_ iova: UInt64) -> Translation? { nil }
 }
 
 /// A driver whose containers can be read, written and mapped.
@@ -163,8 +163,8 @@ final class TestFileIOMMU: IOMMU {
   func operation(
     _ command: UInt32, _ argument: Span<UInt8>, _ source: any MemorySource
   ) throws(Errno) -> OperationResult { OperationResult() }
-  func dmaRead(_ iova: UInt64, into bytes: inout MutableSpan<UInt8>) throws(DMAFault) {}
-  func dmaWrite(_ bytes: Span<UInt8>, to iova: UInt64) throws(DMAFault) {}
+  let iotlb = IOTLB()
+  func translate(_ iova: UInt64) -> Translation? { nil }
 
   func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno) {
     for index in bytes.indices { bytes[index] = UInt8(truncatingIfNeeded: offset) }

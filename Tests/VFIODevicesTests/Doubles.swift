@@ -42,7 +42,9 @@ final class Memory: MappableMemory {
 }
 
 /// Client memory from IOVA 0 on, whose transfers a test can hold up.
-final class ClientMemory: IOMMU {
+final class ClientMemory: IOMMU, DMAMemory {
+  let iotlb = IOTLB()
+  let faults = DMAFaults()
   private let memory: Memory
   private let turnstile = Mutex(Turnstile())
   private struct Turnstile {
@@ -52,7 +54,7 @@ final class ClientMemory: IOMMU {
 
   init(_ bytes: [UInt8]) { memory = Memory(bytes) }
 
-  var dma: DMA { DMA(iommu: self, group: IOMMUGroup(id: 26)) }
+  var dma: DMA { DMA(iommu: self, group: IOMMUGroup(id: 26), faults: faults) }
 
   /// Makes transfers wait in the middle of the way, as one by message does, until it is opened.
   func setClosed(_ isClosed: Bool) { turnstile.withLock { $0.isClosed = isClosed } }
@@ -66,23 +68,25 @@ final class ClientMemory: IOMMU {
     return bytes
   }
 
-  private func pass(_ iova: UInt64, _ count: Int) throws(DMAFault) {
+  private func pass() {
     turnstile.withLock { $0.arrived += 1 }
     while turnstile.withLock({ $0.isClosed }) { sched_yield() }
-    let (end, overflow) = iova.addingReportingOverflow(UInt64(count))
-    guard !overflow, end <= memory.size else { throw DMAFault(iova: iova, completed: 0) }
   }
 
-  func dmaRead(_ iova: UInt64, into bytes: inout MutableSpan<UInt8>) throws(DMAFault) {
-    try pass(iova, bytes.count)
-    do { try memory.read(at: iova, into: &bytes) } catch {
-      throw DMAFault(iova: iova, completed: 0)
-    }
+  func translate(_ iova: UInt64) -> Translation? {
+    guard iova < memory.size else { return nil }
+    return Translation(
+      range: 0...memory.size - 1, memory: self, offset: 0, access: [.read, .write])
   }
 
-  func dmaWrite(_ bytes: Span<UInt8>, to iova: UInt64) throws(DMAFault) {
-    try pass(iova, bytes.count)
-    do { try memory.write(bytes, at: iova) } catch { throw DMAFault(iova: iova, completed: 0) }
+  func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno) {
+    pass()
+    try memory.read(at: offset, into: &bytes)
+  }
+
+  func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) {
+    pass()
+    try memory.write(bytes, at: offset)
   }
 
   func checkExtension(_ number: UInt64) -> Int64 { 0 }

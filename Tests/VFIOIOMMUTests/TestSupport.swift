@@ -153,15 +153,24 @@ extension IOMMU {
     }
   }
 
+  /// A device behind the IOMMU.
+  var device: DMA { DMA(iommu: self, group: IOMMUGroup(id: 1)) }
+
   func dmaRead(_ iova: UInt64, count: Int) throws(DMAFault) -> [UInt8] {
-    var bytes = [UInt8](repeating: 0xEE, count: count)
-    var span = bytes.mutableSpan
-    try dmaRead(iova, into: &span)
-    return bytes
+    try device.read(iova, count)
   }
 
   func dmaWrite(_ bytes: [UInt8], to iova: UInt64) throws(DMAFault) {
-    try dmaWrite(bytes.span, to: iova)
+    try device.write(bytes.span, to: iova)
+  }
+}
+
+extension DMA {
+  func read(_ iova: UInt64, _ count: Int) throws(DMAFault) -> [UInt8] {
+    var bytes = [UInt8](repeating: 0xEE, count: count)
+    var span = bytes.mutableSpan
+    try read(iova, into: &span)
+    return bytes
   }
 }
 

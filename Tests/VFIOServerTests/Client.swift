@@ -51,7 +51,7 @@ final class Client {
     for _ in 0..<100 {
       sendMore()
       guard hasUnsent, let socket else { return true }
-      socket.waitUntilWritable(milliseconds: 2)
+      _ = try? socket.waitUntilWritable(milliseconds: 2)
     }
     return false
   }
@@ -147,12 +147,6 @@ extension Socket {
     var state = pollfd(fd: descriptor.rawValue, events: Int16(POLLIN), revents: 0)
     // Sound: one entry is given and one is said.
     return unsafe poll(&state, 1, 0) == 1
-  }
-
-  func waitUntilWritable(milliseconds: CInt) {
-    var state = pollfd(fd: descriptor.rawValue, events: Int16(POLLOUT), revents: 0)
-    // Sound: as above.
-    _ = unsafe poll(&state, 1, milliseconds)
   }
 
   /// Bytes that have arrived and are not read.

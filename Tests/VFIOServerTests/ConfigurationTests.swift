@@ -137,7 +137,8 @@ private func group(_ fields: String) -> String {
     (
       #"{"limits": {"speed": 1}}"#,
       #"limits: unknown field "speed"; known are connections, message_descriptors, "#
-        + "undelivered_descriptors, max_data_xfer_size, mappings, queued_replies, apertures"
+        + "undelivered_descriptors, max_data_xfer_size, mappings, dma_timeout, "
+        + "queued_replies, apertures"
     ),
   ])
   func `with an unknown field is refused`(text: String, sentence: String) {
@@ -280,7 +281,7 @@ private func group(_ fields: String) -> String {
   @Test(arguments: [
     ("connections", 1, 65536), ("message_descriptors", 1, 253),
     ("undelivered_descriptors", 1, 4096), ("max_data_xfer_size", 4096, 67_108_864),
-    ("mappings", 1, 16_777_216), ("queued_replies", 65536, 1_073_741_824),
+    ("mappings", 1, 16_777_216), ("dma_timeout", 1, 3600), ("queued_replies", 65536, 1_073_741_824),
   ])
   func `takes a limit within its range alone`(name: String, lowest: Int, highest: Int) {
     // A transfer must fit the queue of replies, whichever of both is tried.

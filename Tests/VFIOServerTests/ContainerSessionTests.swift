@@ -148,15 +148,18 @@ import VFIOWire
 @Suite struct `A sender's memory` {
   @Test func `that would wrap around fails with EFAULT`() {
     #expect(throws: Errno.badAddress) {
-      try Processes().memory(of: thisProcess, at: .max - 4095, size: 8192)
+      try Processes().memory(of: thisProcess, at: .max - 4095, size: 8192, writable: false)
     }
-    #expect(throws: Errno.badAddress) { try Processes().memory(of: thisProcess, at: 0, size: 0) }
+    #expect(throws: Errno.badAddress) {
+      try Processes().memory(of: thisProcess, at: 0, size: 0, writable: false)
+    }
   }
 
   @Test func `is one object for all of its mappings`() throws {
     let processes = Processes()
     let page = Page()
-    let first = try processes.memory(of: thisProcess, at: page.address, size: 4096)
-    #expect(try processes.memory(of: thisProcess, at: page.address, size: 1) === first)
+    let first = try processes.memory(of: thisProcess, at: page.address, size: 4096, writable: false)
+    #expect(
+      try processes.memory(of: thisProcess, at: page.address, size: 1, writable: false) === first)
   }
 }

@@ -47,12 +47,8 @@ private final class PageIOMMU: IOMMU {
     guard offset == 0, size == 4096 else { throw .noSuchAddressOrDevice }
     return page
   }
-  func dmaRead(_ iova: UInt64, into bytes: inout MutableSpan<UInt8>) throws(DMAFault) {
-    throw DMAFault(iova: iova, completed: 0)
-  }
-  func dmaWrite(_ bytes: Span<UInt8>, to iova: UInt64) throws(DMAFault) {
-    throw DMAFault(iova: iova, completed: 0)
-  }
+  let iotlb = IOTLB()
+  func translate(_ iova: UInt64) -> Translation? { nil }
   func release() {}
 }
 

@@ -23,6 +23,8 @@
 #define SO_COOKIE 57
 #endif
 #define CLINUX_SCM_CREDENTIALS 2
+#define CLINUX_SCM_PIDFD 4     /* and this option: Linux 6.5 */
+#define CLINUX_SO_PASSPIDFD 76
 #define CLINUX_DONTWAIT 0x40 /* MSG_DONTWAIT, an enumerator elsewhere */
 #define CLINUX_MAX_DESCRIPTORS 253 /* SCM_MAX_FD: more cannot come in one message */
 
@@ -33,6 +35,7 @@ struct clinux_received {
   int count;                 /* descriptors in the caller's array */
   bool truncated;            /* MSG_CTRUNC: the kernel dropped descriptors */
   struct clinux_credentials sender; /* pid 0 unless the socket has SO_PASSCRED */
+  int identity;              /* the sender's pidfd; -1 unless the socket has SO_PASSPIDFD */
 };
 
 // recvmsg with MSG_CMSG_CLOEXEC; `descriptors` has room for CLINUX_MAX_DESCRIPTORS.
@@ -42,7 +45,7 @@ static inline ssize_t clinux_receive(
   union {
     struct cmsghdr align;
     char bytes[CMSG_SPACE(CLINUX_MAX_DESCRIPTORS * sizeof(int)) +
-               CMSG_SPACE(sizeof(struct clinux_credentials))];
+               CMSG_SPACE(sizeof(struct clinux_credentials)) + CMSG_SPACE(sizeof(int))];
   } control;
   struct iovec vector = {bytes, size};
   struct msghdr message = {
@@ -51,6 +54,7 @@ static inline ssize_t clinux_receive(
   received->count = 0;
   received->truncated = false;
   received->sender.pid = 0;
+  received->identity = -1;
   ssize_t n = recvmsg(socket, &message, flags | MSG_CMSG_CLOEXEC);
   if (n < 0) return n;
   // Also where no control message came: the kernel may have dropped every descriptor.
@@ -64,6 +68,8 @@ static inline ssize_t clinux_receive(
       received->count = (int)(size / sizeof(int));
     } else if (c->cmsg_type == CLINUX_SCM_CREDENTIALS && size >= sizeof received->sender) {
       memcpy(&received->sender, CMSG_DATA(c), sizeof received->sender);
+    } else if (c->cmsg_type == CLINUX_SCM_PIDFD && size >= sizeof(int)) {
+      memcpy(&received->identity, CMSG_DATA(c), sizeof(int));
     }
   }
   return n;
@@ -132,13 +138,6 @@ static inline size_t clinux_page_size(int file) {
 static inline int clinux_pidfd(pid_t process) {
   return (int)syscall(SYS_pidfd_open, process, 0);
 }
-static inline ssize_t clinux_process_copy(
-    pid_t process, void *local, uint64_t remote, size_t size, bool write) {
-  struct iovec here = {local, size};
-  struct iovec there = {(void *)(uintptr_t)remote, size};
-  return (ssize_t)syscall(
-      write ? SYS_process_vm_writev : SYS_process_vm_readv, process, &here, 1UL, &there, 1UL, 0UL);
-}
 
 // Adds 1 to an eventfd and never blocks, whatever its owner does to it meanwhile (eventfd.c).
 void clinux_signal(int eventfd);
@@ -167,6 +166,30 @@ static inline void clinux_copy(void *to, const void *from, size_t size) {
       *(volatile uint64_t *)to = *(const volatile uint64_t *)from; return;
   }
   memcpy(to, from, size);
+}
+
+// Atomic changes of an aligned integer in a registered mapping; they return what it was.
+static inline uint32_t clinux_add32(void *p, uint32_t v) {
+  return __atomic_fetch_add((uint32_t *)p, v, __ATOMIC_SEQ_CST);
+}
+static inline uint64_t clinux_add64(void *p, uint64_t v) {
+  return __atomic_fetch_add((uint64_t *)p, v, __ATOMIC_SEQ_CST);
+}
+static inline uint32_t clinux_swap32(void *p, uint32_t v) {
+  return __atomic_exchange_n((uint32_t *)p, v, __ATOMIC_SEQ_CST);
+}
+static inline uint64_t clinux_swap64(void *p, uint64_t v) {
+  return __atomic_exchange_n((uint64_t *)p, v, __ATOMIC_SEQ_CST);
+}
+static inline uint32_t clinux_cas32(void *p, uint32_t expected, uint32_t v) {
+  __atomic_compare_exchange_n(
+      (uint32_t *)p, &expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+  return expected;
+}
+static inline uint64_t clinux_cas64(void *p, uint64_t expected, uint64_t v) {
+  __atomic_compare_exchange_n(
+      (uint64_t *)p, &expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+  return expected;
 }
 
 #endif

@@ -1,0 +1,165 @@
+import LinuxIO
+import Locks
+import SystemPackage
+import VFIOCore
+import VFIOStream
+import VFIOWire
+
+/// Memory that a device socket's client mapped without a descriptor: its bytes come and go by
+/// `VFIO_USER_DMA_READ` and `VFIO_USER_DMA_WRITE`, under the addresses that the device uses.
+///
+/// A process that is connected to several devices of a group may be asked on any of its connections.
+final class MessageMemory: RemoteMemory {
+  fileprivate let service: Service
+  /// Newest last.
+  private let connections = Mutex<[Connection]>([])
+
+  private struct Connection {
+    let requests: ClientRequests
+    /// The client's `max_data_xfer_size`.
+    let limit: Int
+  }
+
+  /// vfio-user's `max_data_xfer_size` of a client that names none.
+  static let defaultLimit: UInt64 = 1 << 20
+
+  init(_ service: Service) { self.service = service }
+
+  /// From now on the client can be asked there.
+  func connect(_ requests: ClientRequests, limit: UInt64) {
+    let connection = Connection(requests: requests, limit: max(1, Int(clamping: limit)))
+    connections.withLock { $0.append(connection) }
+  }
+
+  func disconnect(_ requests: ClientRequests) {
+    connections.withLock { $0.removeAll { $0.requests === requests } }
+  }
+
+  fileprivate var requests: ClientRequests? { connections.withLock { $0.last?.requests } }
+
+  // MARK: RemoteMemory
+
+  var remote: (any RemoteMemory)? { self }
+  var limit: Int { connections.withLock { $0.map(\.limit).min() } ?? Int(Self.defaultLimit) }
+  func begin() -> any RemoteTransfer { MessageTransfer(self) }
+
+  func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno) {
+    try begin().read(at: offset, into: &bytes)
+  }
+  func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) {
+    try begin().write(bytes, at: offset)
+  }
+}
+
+/// One DMA_READ or DMA_WRITE: `u64 address, u64 count`, and the bytes in the request or reply.
+private final class MessageTransfer: RemoteTransfer {
+  private let memory: MessageMemory
+  private let state = Mutex(State())
+
+  private struct State {
+    var request: ClientRequest?
+    var isCancelled = false
+  }
+
+  init(_ memory: MessageMemory) { self.memory = memory }
+
+  func cancel() {
+    let request = state.withLock { state in
+      state.isCancelled = true
+      return state.request
+    }
+    request?.end(.failure(.canceled))
+  }
+
+  func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno) {
+    let reply = try ask(.dmaRead, offset, bytes.count, [])
+    guard reply.count == 16 + bytes.count, reply.span.uint64(at: 0) == offset,
+      reply.span.uint64(at: 8) == UInt64(bytes.count)
+    else { throw .badAddress }
+    for index in 0..<bytes.count { bytes[index] = reply[16 + index] }
+  }
+
+  /// The specification's table gives the reply's count 4 bytes, and the C library 8; some clients send
+  /// no body at all.
+  func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) {
+    var body: [UInt8] = []
+    body.reserveCapacity(bytes.count)
+    for index in 0..<bytes.count { body.append(bytes[index]) }
+    let reply = try ask(.dmaWrite, offset, bytes.count, body)
+    switch reply.count {
+    case 0: return
+    case 12 where UInt64(reply.span.uint32(at: 8)) == UInt64(bytes.count): return
+    case 16... where reply.span.uint64(at: 8) == UInt64(bytes.count): return
+    default: throw .badAddress
+    }
+  }
+
+  func read(
+    _ file: FileDescriptor, at position: Int, into ranges: [Range<UInt64>]
+  ) throws(Errno) -> Int { try copy(file, at: position, into: ranges) }
+
+  func write(
+    _ ranges: [Range<UInt64>], to file: FileDescriptor, at position: Int
+  ) throws(Errno) -> Int { try copy(ranges, to: file, at: position) }
+
+  private func ask(
+    _ command: Command, _ address: UInt64, _ count: Int, _ data: [UInt8]
+  ) throws(Errno) -> [UInt8] {
+    let service = memory.service
+    // Each wait takes a thread of Dispatch's, which has a bounded number of them for all.
+    guard service.clientWaits.wait(timeout: .now()) == .success else { throw .badAddress }
+    defer { service.clientWaits.signal() }
+    guard let requests = memory.requests else { throw .badAddress }
+    let request = ClientRequest(command, littleEndian(address) + littleEndian(UInt64(count)) + data)
+    let isCancelled = state.withLock { state in
+      state.request = request
+      return state.isCancelled
+    }
+    if isCancelled { throw .badAddress }
+    do throws(Errno) {
+      return try requests.ask(request, seconds: service.limits.dmaTimeout)
+    } catch {
+      throw .badAddress  // whatever the reason, to the device it is a fault
+    }
+  }
+}
+
+private func littleEndian(_ value: UInt64) -> [UInt8] {
+  (0..<8).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
+}
+
+/// The second socket of a device's connection, for this server's requests alone (`twin_socket`).
+final class TwinSession: Session {
+  private let memory: MessageMemory
+  private let limit: UInt64
+  private var requests: ClientRequests?
+  let messageLimit: Int
+
+  /// `limit` is the client's `max_data_xfer_size`.
+  init(_ memory: MessageMemory, limit: UInt64, messageLimit: Int) {
+    self.memory = memory
+    self.limit = limit
+    self.messageLimit = messageLimit
+  }
+
+  func connected(_ requests: ClientRequests) {
+    self.requests = requests
+    memory.connect(requests, limit: limit)
+  }
+
+  /// The device's connection ends.
+  func hangUp() { requests?.hangUp() }
+
+  var takesReplies: Bool { true }
+
+  func handle(
+    _ request: Request, _ body: Span<UInt8>, _ reply: inout Output
+  ) throws(Errno) {
+    throw .notSupported
+  }
+
+  /// The client has closed it.
+  func close() {
+    if let requests { memory.disconnect(requests) }
+  }
+}
