@@ -11,22 +11,16 @@ public final class DMA: Sendable {
   private let group: IOMMUGroup
   /// Faults of all the device's transfers, not of this opening's alone.
   public let faults: DMAFaults
-  /// The IOMMU's locks, and those of memory, come after it.
-  private let state = Mutex(State())
-
-  private struct State {
-    /// The last translation that was used.
-    var last: Translation?
-    /// Transfers that wait for a peer, and the addresses that they use.
-    var remote: [(transfer: any RemoteTransfer, range: ClosedRange<UInt64>)] = []
-  }
+  private let use = IOTLB.Use()
 
   public init(iommu: any IOMMU, group: IOMMUGroup, faults: DMAFaults = DMAFaults()) {
     self.iommu = iommu
     self.group = group
     self.faults = faults
-    iommu.iotlb.add(self)
+    iommu.iotlb.add(use)
   }
+
+  deinit { iommu.iotlb.remove(use) }
 
   /// Copies from client memory at `iova`; throws at the first address that isn't mapped for reading.
   public func read(_ iova: UInt64, into bytes: inout MutableSpan<UInt8>) throws(DMAFault) {
@@ -110,7 +104,7 @@ public final class DMA: Sendable {
       case copied(Int)
       case waits(any RemoteTransfer, offset: UInt64, Int)
     }
-    let outcome = state.withLock { state -> Outcome in
+    let outcome = use.state.withLock { state -> Outcome in
       guard let translation = translate(iova, &state), translation.access.isSuperset(of: access)
       else { return .copied(0) }
       var length = min(count, Int(clamping: translation.range.upperBound &- iova &+ 1))
@@ -131,7 +125,7 @@ public final class DMA: Sendable {
     case .copied(let count): return count
     case .waits(let transfer, let offset, let length):
       let succeeded = (try? copy(transfer, offset, length)) != nil
-      state.withLock { state in
+      use.state.withLock { state in
         if succeeded, access.contains(.write) { iommu.wrote(iova...iova + UInt64(length - 1)) }
         state.remote.removeAll { $0.transfer === transfer }
       }
@@ -152,7 +146,7 @@ public final class DMA: Sendable {
       return count
     }
     var remote: (any RemoteTransfer)?
-    let count = try state.withLock { state throws(Errno) -> Int in
+    let count = try use.state.withLock { state throws(Errno) -> Int in
       guard let first = pieces.first, !group.isQuarantined,
         let translation = translate(first.iova, &state), translation.access.isSuperset(of: access)
       else { throw .badAddress }
@@ -172,7 +166,7 @@ public final class DMA: Sendable {
       return 0
     }
     guard let remote else { return count }
-    defer { state.withLock { $0.remote.removeAll { $0.transfer === remote } } }
+    defer { use.state.withLock { $0.remote.removeAll { $0.transfer === remote } } }
     return try moved(remote)
   }
 
@@ -188,7 +182,7 @@ public final class DMA: Sendable {
     }
   }
 
-  private func translate(_ iova: UInt64, _ state: inout State) -> Translation? {
+  private func translate(_ iova: UInt64, _ state: inout IOTLB.Use.State) -> Translation? {
     if let last = state.last, last.range.contains(iova) { return last }
     guard let translation = iommu.translate(iova) else { return nil }
     state.last = translation
@@ -213,41 +207,5 @@ public final class DMA: Sendable {
     let fault = DMAFault(iova: iova, completed: completed)
     faults.record(fault, access)
     return fault
-  }
-
-  /// Returns when no transfer uses the addresses: forgets their translation, and ends transfers that
-  /// wait for a peer, which fault.
-  fileprivate func invalidate(_ range: ClosedRange<UInt64>) {
-    // Returned, so that the memory ends outside the lock.
-    _ = state.withLock { state -> Translation? in
-      for use in state.remote where use.range.overlaps(range) { use.transfer.cancel() }
-      guard let last = state.last, last.range.overlaps(range) else { return nil }
-      state.last = nil
-      return last
-    }
-  }
-}
-
-/// The devices behind an IOMMU, each of which keeps a translation.
-public final class IOTLB: Sendable {
-  private struct Weak: Sendable { weak var dma: DMA? }
-
-  private let devices = Mutex<[Weak]>([])
-
-  public init() {}
-
-  fileprivate func add(_ dma: DMA) {
-    devices.withLock { devices in
-      devices.removeAll { $0.dma == nil }
-      devices.append(Weak(dma: dma))
-    }
-  }
-
-  /// Called by the IOMMU's driver when translations have gone, or dirty pages are to be tracked from
-  /// now on: returns when no transfer uses what was there before.
-  public func invalidate(_ range: ClosedRange<UInt64>) {
-    devices.withLock { devices in
-      for device in devices { device.dma?.invalidate(range) }
-    }
   }
 }

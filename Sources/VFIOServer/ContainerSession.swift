@@ -9,6 +9,7 @@ final class ContainerSession: Session {
   private let service: Service
   private let container: Container
   private let number: UInt64
+  private let recentFile = RecentFile()
 
   init(_ service: Service, _ container: Container, number: UInt64) {
     self.service = service
@@ -47,7 +48,7 @@ final class ContainerSession: Session {
       let memory = try container.mmap(at: body.uint64(at: 0), size: body.uint64(at: 8))
       reply.attach(try Descriptor(duplicating: memory.descriptor))
     case let other:
-      let source = RequestMemory(request, service)
+      let source = RequestMemory(request, service, recentFile)
       let result = try container.operation(UInt32(other.rawValue), body, source)
       reply.append(result.value)
       reply.append(result.structure)

@@ -15,6 +15,7 @@ final class DeviceSession: Session {
   private var messages: MessageMemory
   private var requests: ClientRequests?
   private var twin: TwinSession?
+  private let recentFile = RecentFile()
   private var version = Version()
   /// nil before VERSION on a connection to `devices/NAME.sock`.
   private var device: OpenDevice?
@@ -177,7 +178,8 @@ extension DeviceSession {
     let mapping = DMAMapping(
       iova: body.uint64(at: 16), size: body.uint64(at: 24), offset: offset,
       access: DMAAccess(rawValue: flags), owner: owner, mayShare: mayShare)
-    try device.iommu.map(mapping, from: RequestMemory(request, service, messages: messages))
+    try device.iommu.map(
+      mapping, from: RequestMemory(request, service, recentFile, messages: messages))
   }
 
   /// `VFIO_USER_DMA_UNMAP`: `u32 argsz, u32 flags, u64 address, u64 size`, which is also the reply.

@@ -18,16 +18,31 @@ extension SharedMapping: DMAMemory {
   }
 }
 
+/// The small file that a session has mapped last. It stays mapped here, so that a client which maps and
+/// unmaps it again and again doesn't cost two system calls and a page fault each time.
+final class RecentFile {
+  private var mapping: SharedMapping?
+
+  func keep(_ mapping: SharedMapping) {
+    // A large one must be given back to the system as soon as its client unmaps it.
+    if mapping.size <= 1 << 20 { self.mapping = mapping }
+  }
+}
+
 /// What a map request refers to: the file whose descriptor it brought; without one the memory of the
 /// client behind a device socket, by messages; on a container the sender's own process.
 struct RequestMemory: MemorySource {
   private let request: Request
   private let service: Service
+  private let recent: RecentFile
   private let messages: MessageMemory?
 
-  init(_ request: Request, _ service: Service, messages: MessageMemory? = nil) {
+  init(
+    _ request: Request, _ service: Service, _ recent: RecentFile, messages: MessageMemory? = nil
+  ) {
     self.request = request
     self.service = service
+    self.recent = recent
     self.messages = messages
   }
 
@@ -36,8 +51,10 @@ struct RequestMemory: MemorySource {
   ) throws(Errno) -> any DMAMemory {
     guard request.descriptors.count <= 1 else { throw .invalidArgument }
     if let file = request.descriptors.first {
-      return try service.files.mapping(
+      let mapping = try service.files.mapping(
         of: file, offset: address, size: size, writable: writable)
+      recent.keep(mapping)
+      return mapping
     }
     if let messages { return messages }
     guard let sender = request.sender else { throw .badAddress }
