@@ -11,12 +11,18 @@ public final class DMA: Sendable {
   private let group: IOMMUGroup
   /// Faults of all the device's transfers, not of this opening's alone.
   public let faults: DMAFaults
+  /// What the device has written.
+  public let log: DirtyLog
   private let use = IOTLB.Use()
 
-  public init(iommu: any IOMMU, group: IOMMUGroup, faults: DMAFaults = DMAFaults()) {
+  public init(
+    iommu: any IOMMU, group: IOMMUGroup, faults: DMAFaults = DMAFaults(),
+    log: DirtyLog = DirtyLog()
+  ) {
     self.iommu = iommu
     self.group = group
     self.faults = faults
+    self.log = log
     iommu.iotlb.add(use)
   }
 
@@ -118,7 +124,7 @@ public final class DMA: Sendable {
       let copied = Self.copy(length, toPageEnd: Int(4096 - iova % 4096)) { length throws(Errno) in
         try copy(translation.memory, offset, length)
       }
-      if copied > 0, access.contains(.write) { iommu.wrote(iova...iova + UInt64(copied - 1)) }
+      if copied > 0, access.contains(.write) { wrote(iova...iova + UInt64(copied - 1)) }
       return .copied(copied)
     }
     switch outcome {
@@ -126,7 +132,7 @@ public final class DMA: Sendable {
     case .waits(let transfer, let offset, let length):
       let succeeded = (try? copy(transfer, offset, length)) != nil
       use.state.withLock { state in
-        if succeeded, access.contains(.write) { iommu.wrote(iova...iova + UInt64(length - 1)) }
+        if succeeded, access.contains(.write) { wrote(iova...iova + UInt64(length - 1)) }
         state.remote.removeAll { $0.transfer === transfer }
       }
       return succeeded ? length : 0
@@ -177,9 +183,14 @@ public final class DMA: Sendable {
     var left = count
     for piece in pieces where left > 0 && piece.count > 0 {
       let count = min(left, piece.count)
-      iommu.wrote(piece.iova...piece.iova + UInt64(count - 1))
+      wrote(piece.iova...piece.iova + UInt64(count - 1))
       left -= count
     }
+  }
+
+  private func wrote(_ range: ClosedRange<UInt64>) {
+    iommu.wrote(range)
+    log.mark(range)
   }
 
   private func translate(_ iova: UInt64, _ state: inout IOTLB.Use.State) -> Translation? {

@@ -140,6 +140,7 @@ public final class Group: Sendable {
 struct Device {
   let device: BusDevice
   let operations: any DeviceOperations
+  let log = DirtyLog()
   /// One of the driver, and one of each descriptor.
   var references = 1
   /// Its driver wants it back: nobody can open it.

@@ -8,6 +8,8 @@ public final class OpenDevice: Sendable {
   public let operations: any DeviceOperations
   /// The IOMMU of the group's container. It stays until this descriptor closes.
   public let iommu: any IOMMU
+  /// The pages that the device writes.
+  public let log: DirtyLog
   private let device: BusDevice
   private let group: Group
   private let registry: Registry
@@ -15,6 +17,7 @@ public final class OpenDevice: Sendable {
 
   init(_ device: Device, of group: Group, iommu: any IOMMU, registry: Registry) {
     operations = device.operations
+    log = device.log
     self.device = device.device
     self.group = group
     self.iommu = iommu

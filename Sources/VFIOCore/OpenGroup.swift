@@ -60,7 +60,7 @@ public final class OpenGroup: Sendable {
       else { throw .operationNotSupportedByDevice }
       let device = state.devices[index]
       try device.operations.open(
-        DMA(iommu: iommu, group: iommuGroup, faults: device.device.faults),
+        DMA(iommu: iommu, group: iommuGroup, faults: device.device.faults, log: device.log),
         keepingState: keepingState)
       state.devices[index].references += 1
       state.users += 1

@@ -1,4 +1,5 @@
 import Testing
+import VFIOCore
 
 @testable import VFIOIOMMU
 

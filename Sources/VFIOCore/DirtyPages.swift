@@ -1,32 +1,34 @@
 /// The pages that devices have written, one bit each. Memory is used only where a page was written,
 /// whatever the size of the mappings.
-struct DirtyPages {
+public struct DirtyPages: Sendable {
   /// The kernel's `DIRTY_BITMAP_PAGES_MAX`: how many pages a bitmap, and so a mapping, may have.
-  static let maximumPages = UInt64(Int32.max)
+  public static let maximumPages = UInt64(Int32.max)
 
   /// The bits of pages `64 * key ..< 64 * key + 64`; never 0.
   private var words: [UInt64: UInt64] = [:]
 
+  public init() {}
+
   /// Bytes of a bitmap for a number of pages: whole 64-bit words, as `struct vfio_bitmap` has it.
-  static func bitmapSize(pages: UInt64) -> UInt64 {
+  public static func bitmapSize(pages: UInt64) -> UInt64 {
     (pages / 64 + (pages % 64 == 0 ? 0 : 1)) * 8
   }
 
   /// Marks pages, given by their numbers, as dirty.
-  mutating func mark(_ pages: ClosedRange<UInt64>) {
+  public mutating func mark(_ pages: ClosedRange<UInt64>) {
     for key in pages.lowerBound / 64...pages.upperBound / 64 {
       words[key, default: 0] |= Self.mask(of: pages, in: key)
     }
   }
 
   /// Makes pages clean.
-  mutating func clear(_ pages: ClosedRange<UInt64>) {
+  public mutating func clear(_ pages: ClosedRange<UInt64>) {
     remove(pages) { _ in }
   }
 
   /// Makes pages clean and returns which were dirty: bit 0 of byte 0 is the first page's, bits behind
   /// the last page are 0.
-  mutating func takeBitmap(_ pages: ClosedRange<UInt64>) -> [UInt8] {
+  public mutating func takeBitmap(_ pages: ClosedRange<UInt64>) -> [UInt8] {
     let size = Self.bitmapSize(pages: pages.upperBound - pages.lowerBound + 1)
     var bitmap = [UInt8](repeating: 0, count: Int(size))
     remove(pages) { page in
@@ -37,7 +39,7 @@ struct DirtyPages {
   }
 
   /// Makes pages clean and tells `body` each that was dirty.
-  private mutating func remove(_ pages: ClosedRange<UInt64>, _ body: (UInt64) -> Void) {
+  public mutating func remove(_ pages: ClosedRange<UInt64>, _ body: (UInt64) -> Void) {
     let range = pages.lowerBound / 64...pages.upperBound / 64
     // A range may be far larger than what was written in it.
     if range.upperBound - range.lowerBound < UInt64(words.count) {
