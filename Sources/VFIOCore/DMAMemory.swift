@@ -92,6 +92,22 @@ public protocol MappableMemory: DMAMemory {
   func copy() throws(Errno) -> any MappableMemory
 }
 
+extension MappableMemory {
+  /// Copies everything to memory that is as large.
+  public func copy(to other: any DMAMemory) throws(Errno) {
+    var piece = [UInt8](repeating: 0, count: 1 << 16)
+    var offset: UInt64 = 0
+    while offset < size {
+      let range = 0..<Int(min(UInt64(piece.count), size - offset))
+      var all = piece.mutableSpan
+      var part = all._mutatingExtracting(range)
+      try read(at: offset, into: &part)
+      try other.write(piece.span.extracting(range), at: offset)
+      offset += UInt64(range.count)
+    }
+  }
+}
+
 /// Makes the memory of a device's BARs: `size` zero bytes. Throws `ENOMEM` or `ENOSPC`.
 public typealias MemoryFactory =
   @Sendable (_ size: UInt64) throws(Errno) -> any MappableMemory

@@ -12,7 +12,7 @@ public final class DirtyLog: Sendable {
   public static let mostRanges = 256
 
   /// Spares the transfers of devices that aren't logged the lock.
-  private let isOn = Atomic(false)
+  private let isStarted = Atomic(false)
   /// Guards the log, nil while it is off. A leaf.
   private let log = Mutex<Log?>(nil)
 
@@ -52,22 +52,24 @@ public final class DirtyLog: Sendable {
         return
       }
       log = Log(pageSize: chosen, ranges: logged)
-      isOn.store(true, ordering: .relaxed)
+      isStarted.store(true, ordering: .relaxed)
     }
     return chosen
   }
+
+  public var isOn: Bool { isStarted.load(ordering: .relaxed) }
 
   /// Forgets everything; nothing is logged until the next start.
   public func stop() {
     log.withLock { log in
       log = nil
-      isOn.store(false, ordering: .relaxed)
+      isStarted.store(false, ordering: .relaxed)
     }
   }
 
   /// The device has written these bytes.
   func mark(_ written: ClosedRange<UInt64>) {
-    guard isOn.load(ordering: .relaxed) else { return }
+    guard isOn else { return }
     log.withLock { log in
       guard let pageSize = log?.pageSize, let ranges = log?.ranges else { return }
       for range in ranges.isEmpty ? [0...UInt64.max] : ranges where range.overlaps(written) {

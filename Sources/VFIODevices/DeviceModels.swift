@@ -3,7 +3,7 @@ import VFIOPCI
 
 /// The models that a configuration may name.
 public enum DeviceModels {
-  public static let names = ["edu", "scratch"]
+  public static let names = ["edu", "scratch", "vfio-user-sample"]
 
   /// A device of `model`. Throws `OptionError` for a model or an option that isn't known or allowed,
   /// and what `memory` throws.
@@ -19,6 +19,9 @@ public enum DeviceModels {
     case "scratch":
       try options.allow(only: [])
       return try PCIFunction(Scratch(), memory: memory)
+    case "vfio-user-sample":
+      try options.allow(only: [])
+      return try PCIFunction(Sample(), memory: memory)
     default:
       throw OptionError(
         "model", "\"\(model)\" is unknown; allowed: \(names.joined(separator: ", "))")

@@ -23,6 +23,8 @@ struct Edu: PCIDevice {
     }
   ]
 
+  static let saved = [Saved<Edu>(\.buffer)]
+
   /// The address bits that the device can drive.
   var dmaMask: UInt64 = (1 << 28) - 1
 

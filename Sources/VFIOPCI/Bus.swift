@@ -1,3 +1,5 @@
+import Dispatch
+import Glibc
 import SystemPackage
 import VFIOCore
 
@@ -7,6 +9,8 @@ public struct Bus {
   var interrupts: InterruptLines
   /// Work to be queued when the effect has returned.
   var work: [Work] = []
+  /// What the timer is to be set to; `.some(nil)` turns it off.
+  var timer: DispatchWallTime??
 
   init(_ interrupts: InterruptLines) { self.interrupts = interrupts }
 
@@ -16,6 +20,17 @@ public struct Bus {
 
   /// Deasserts INTx.
   public mutating func lower() { interrupts.lower() }
+
+  /// Sets the device's timer, instead of to when it was set before: `timerFired` is called that many
+  /// seconds after 1970, at once if that has passed. With nil it is off, as after a reset or a stop.
+  public mutating func setTimer(_ seconds: Int64?) {
+    timer = .some(
+      seconds.map { seconds in
+        // Dispatch counts nanoseconds in 64 bits.
+        let seconds = Int(min(max(seconds, 0), 9_000_000_000))
+        return DispatchWallTime(timespec: timespec(tv_sec: seconds, tv_nsec: 0))
+      })
+  }
 }
 
 /// Runs on the device's queue, and returns what is to be done under the lock.

@@ -27,7 +27,7 @@ struct ConfigSpace {
 
   private mutating func define(_ bar: BARTable) {
     let place = 0x10 + 4 * bar.index
-    let mask = ~(bar.size - 1)
+    let mask = ~(bar.decodedSize - 1)
     // Reading memory has no effect, so a 64-bit BAR of it may go where bridges prefetch.
     let kind: UInt32 =
       switch (bar.is64Bit, bar.content) {
@@ -80,6 +80,22 @@ struct ConfigSpace {
   }
 
   mutating func write(_ span: Span<UInt8>, at offset: Int) { bytes.write(span, at: offset) }
+
+  /// Everything but the interrupt bit of STATUS, which is read from the device itself.
+  var saved: [UInt8] {
+    var saved = self
+    saved.setInterruptStatus(false)
+    return saved.bytes.all
+  }
+
+  /// False when they aren't such a function's.
+  func couldBe(_ other: [UInt8]) -> Bool {
+    var mine = self
+    mine.setInterruptStatus(false)
+    return mine.bytes.couldBe(other)
+  }
+
+  mutating func restore(_ other: [UInt8]) { bytes.restore(other) }
 
   /// Back to the defaults, save COMMAND, which the kernel restores after a reset too.
   mutating func reset() {

@@ -22,6 +22,14 @@ struct InterruptLines {
   private(set) var isAsserted = false
   /// INTx was masked by a client, or by its own signal.
   private var isMasked = false
+  /// The device is stopped: what its state says is signalled when it runs again.
+  var isStopped = false {
+    didSet {
+      guard !isStopped else { return }
+      deliverINTx()
+      for vector in triggers[Kind.msix.rawValue].indices { deliverPending(vector) }
+    }
+  }
   /// COMMAND's INTx disable bit, which masks; clearing it unmasks, as in the kernel.
   private var isDisabled = false
   /// The BAR with the MSI-X table and the pending bits. The table only stores: triggers alone
@@ -86,6 +94,20 @@ struct InterruptLines {
     vectors.reset()
   }
 
+  /// Whether these may be the vectors' table and pending bits.
+  func couldBe(_ other: [UInt8]) -> Bool {
+    let bits = triggers[Kind.msix.rawValue].count
+    let pending = pendingOffset..<pendingOffset + (bits + 7) / 8
+    return vectors.couldBe(other, free: bits == 0 ? 0..<0 : pending)
+  }
+
+  /// Takes the device's side of another server's interrupts: the level of INTx, the table and the
+  /// pending bits.
+  mutating func restore(isAsserted: Bool, vectors other: [UInt8]) {
+    self.isAsserted = isAsserted
+    vectors.restore(other)
+  }
+
   /// The last client has gone.
   mutating func removeTriggers() {
     for kind in Kind.allCases { disable(kind) }
@@ -96,7 +118,7 @@ struct InterruptLines {
 
   /// INTx is a level: it signals once and masks itself, and again when unmasked while still asserted.
   private mutating func deliverINTx() {
-    guard inUse == .intx, isAsserted, !isMasked, !isDisabled,
+    guard inUse == .intx, isAsserted, !isMasked, !isDisabled, !isStopped,
       let trigger = triggers[Kind.intx.rawValue][0]
     else { return }
     isMasked = true
@@ -179,16 +201,19 @@ struct InterruptLines {
     _ kind: Kind, _ vector: Int, _ trigger: (any InterruptTrigger)?
   ) {
     triggers[kind.rawValue][vector] = trigger
-    guard let trigger else { return }
     switch kind {
     case .intx: deliverINTx()
-    case .msix:
-      let pending: UInt8 = vectors[pendingOffset + vector / 8]
-      if pending & 1 << (vector % 8) != 0 {
-        setPending(vector, false)
-        trigger.signal()
-      }
+    case .msix: deliverPending(vector)
     default: break
+    }
+  }
+
+  private mutating func deliverPending(_ vector: Int) {
+    guard !isStopped, let trigger = triggers[Kind.msix.rawValue][vector] else { return }
+    let pending: UInt8 = vectors[pendingOffset + vector / 8]
+    if pending & 1 << (vector % 8) != 0 {
+      setPending(vector, false)
+      trigger.signal()
     }
   }
 

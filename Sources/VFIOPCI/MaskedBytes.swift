@@ -42,6 +42,21 @@ struct MaskedBytes {
 
   mutating func reset() { bytes = initial }
 
+  /// Everything, as it is.
+  var all: [UInt8] { bytes }
+
+  /// Whether these may be the bytes at another time: they differ only where a client writes, or in
+  /// `free`, which is the device's own.
+  func couldBe(_ other: [UInt8], free: Range<Int> = 0..<0) -> Bool {
+    other.count == bytes.count
+      && bytes.indices.allSatisfy { place in
+        free.contains(place)
+          || (bytes[place] ^ other[place]) & ~(writable[place] | clearable[place]) == 0
+      }
+  }
+
+  mutating func restore(_ other: [UInt8]) { bytes = other }
+
   /// A client's read; the caller has checked the range.
   func read(at offset: Int, into span: inout MutableSpan<UInt8>) {
     for index in span.indices { span[index] = bytes[offset + index] }

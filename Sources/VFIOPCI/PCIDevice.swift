@@ -7,10 +7,22 @@ public protocol PCIDevice: Sendable {
   static var bars: [BAR<Self>] { get }
   /// Whether the device reaches memory while COMMAND's bus master bit is off; no by default.
   static var ignoresBusMastering: Bool { get }
+  /// What migrates with the device besides its registers and its memory; nothing by default. Further
+  /// properties are added at the end.
+  static var saved: [Saved<Self>] { get }
+
+  /// The time has come that `Bus.setTimer` was told.
+  mutating func timerFired(_ bus: inout Bus)
+  /// The device runs again after it was stopped, here or where its state was loaded: sets its timer,
+  /// which doesn't migrate.
+  mutating func started(_ bus: inout Bus)
 }
 
 extension PCIDevice {
   public static var ignoresBusMastering: Bool { false }
+  public static var saved: [Saved<Self>] { [] }
+  public mutating func timerFired(_ bus: inout Bus) {}
+  public mutating func started(_ bus: inout Bus) {}
 }
 
 /// What configuration space says about who made the device and what it is.
@@ -80,10 +92,10 @@ public struct BAR<Device: PCIDevice>: Sendable {
         index: index, size: size, is64Bit: false, content: .registers(rows(), access)))
   }
 
-  /// `size` bytes of memory, a power of two and at least a page. Clients may map the part that
-  /// `mappable` names, in whole pages of 4096 bytes. A reset leaves the content alone.
+  /// `size` bytes of memory, in whole pages of 4096 bytes. Clients may map the parts that `mappable`
+  /// names, in whole pages and ascending. A reset leaves the content alone.
   public static func memory(
-    _ index: Int, size: UInt64, is64Bit: Bool = false, mappable: Range<UInt64>? = nil
+    _ index: Int, size: UInt64, is64Bit: Bool = false, mappable: Range<UInt64>...
   ) -> BAR {
     BAR(
       table: BARTable(
@@ -95,13 +107,18 @@ public struct BAR<Device: PCIDevice>: Sendable {
 struct BARTable: Sendable {
   enum Content: Sendable {
     case registers([RegisterRow], RegisterAccess)
-    case memory(mappable: Range<UInt64>?)
+    case memory(mappable: [Range<UInt64>])
     case vectors
   }
   var index: Int
   var size: UInt64
   var is64Bit: Bool
   var content: Content
+
+  /// What the BAR decodes: the next power of two.
+  var decodedSize: UInt64 {
+    size.nonzeroBitCount == 1 ? size : 1 << (64 - size.leadingZeroBitCount)
+  }
 }
 
 /// A device's tables contradict each other or PCI; says what and where.

@@ -9,7 +9,7 @@ import VFIOCore
 /// Work on the queue holds a reference to the function, so the last reference goes only when the
 /// queue is empty, and no work ever outlives its device.
 public final class PCIFunction: DeviceOperations {
-  private struct State {
+  struct State {
     let cell: Cell
     var bus: Bus
     var config: ConfigSpace
@@ -20,9 +20,13 @@ public final class PCIFunction: DeviceOperations {
     var dma: DMA?
     /// Counts resets: work begun before the last one is void.
     var generation: UInt64 = 0
+    /// Work and writes to memory that have begun and aren't done.
+    var busy = 0
+    var timer = Timer()
+    var migration = Migration()
   }
 
-  private struct BARMemory {
+  struct BARMemory {
     var memory: any MappableMemory
     /// A client was given the descriptor, and may have it mapped long after it has closed the device.
     var isExposed = false
@@ -30,7 +34,7 @@ public final class PCIFunction: DeviceOperations {
 
   private enum Content: Sendable {
     case registers(RegisterFile)
-    case memory(mappable: Range<UInt64>?)
+    case memory(mappable: [Range<UInt64>])
     case vectors
     case config
   }
@@ -44,8 +48,13 @@ public final class PCIFunction: DeviceOperations {
   private static let configRegion = 7
   private static let regionCount = 9
   private let ignoresBusMastering: Bool
-  private let state: Mutex<State>
-  private let queue = DispatchQueue(label: "vfio device")
+  /// The model's registers and properties, as they are saved.
+  let savedParts: [SavedPart]
+  let beginOfState: [UInt8]
+  let started: @Sendable (Cell, inout Bus) -> Void
+  let timerFired: @Sendable (Cell, inout Bus) -> Void
+  let state: Mutex<State>
+  let queue = DispatchQueue(label: "vfio device")
 
   /// Throws `TableError` if the model's tables are wrong, and what `memory` throws.
   public init<Device: PCIDevice>(_ device: Device, memory: MemoryFactory) throws {
@@ -58,12 +67,14 @@ public final class PCIFunction: DeviceOperations {
 
     var regions = [Region?](repeating: nil, count: Self.regionCount)
     var memories = [BARMemory?](repeating: nil, count: Self.regionCount)
+    var saved: [SavedPart] = []
     for table in tables {
       let content: Content
       switch table.content {
       case .registers(let rows, let access):
-        content = .registers(
-          try RegisterFile(rows, access, bar: table.index, size: table.size))
+        let file = try RegisterFile(rows, access, bar: table.index, size: table.size)
+        saved += file.saved(region: table.index)
+        content = .registers(file)
       case .memory(let mappable):
         content = .memory(mappable: mappable)
         memories[table.index] = BARMemory(memory: try memory(table.size))
@@ -75,6 +86,15 @@ public final class PCIFunction: DeviceOperations {
     regions[Self.configRegion] = Region(size: UInt64(ConfigSpace.size), content: .config)
     self.regions = regions
     ignoresBusMastering = Device.ignoresBusMastering
+    for (number, property) in Device.saved.enumerated() {
+      var part = property.part
+      part.offset = UInt64(number)
+      saved.append(part)
+    }
+    savedParts = saved
+    beginOfState = StateRecord.begin(Device.identity)
+    started = { cell, bus in cell.update(Device.self) { $0.started(&bus) } }
+    timerFired = { cell, bus in cell.update(Device.self) { $0.timerFired(&bus) } }
     state = Mutex(
       State(
         cell: Cell(device), bus: Bus(InterruptLines(Device.interrupts)),
@@ -94,7 +114,7 @@ public final class PCIFunction: DeviceOperations {
     guard let region = regions[Int(index)] else {
       return RegionInformation(readable: false, writable: false, size: 0)
     }
-    guard case .memory(let mappable?) = region.content else {
+    guard case .memory(let mappable) = region.content, !mappable.isEmpty else {
       return RegionInformation(readable: true, writable: true, size: region.size)
     }
     let memory = state.withLock { state in
@@ -102,7 +122,7 @@ public final class PCIFunction: DeviceOperations {
       return state.memories[Int(index)]?.memory
     }
     return RegionInformation(
-      readable: true, writable: true, size: region.size, mappable: [mappable], memory: memory)
+      readable: true, writable: true, size: region.size, mappable: mappable, memory: memory)
   }
 
   public func interrupt(_ index: UInt32) throws(Errno) -> InterruptInformation {
@@ -116,7 +136,7 @@ public final class PCIFunction: DeviceOperations {
       if state.users == 0 {
         state.memories = try Self.withoutExposed(state.memories)
         if !keepingState {
-          Self.reset(&state)
+          reset(&state)
           state.config.command = .decoding
           state.bus.interrupts.disableINTx(false)
         }
@@ -142,19 +162,24 @@ public final class PCIFunction: DeviceOperations {
       state.users = max(0, state.users - 1)
       guard state.users == 0 else { return }
       state.bus.interrupts.removeTriggers()
+      state.dma?.log.stop()
       state.dma = nil
     }
   }
 
   public func reset() throws(Errno) {
-    state.withLock { Self.reset(&$0) }
+    let interrupted = state.withLock { reset(&$0) }
+    interrupted?(.failure(.canceled))
   }
 
-  private static func reset(_ state: inout State) {
+  /// Returns what waited for a change of the migration's state.
+  @discardableResult private func reset(_ state: inout State) -> MigrationCompletion? {
     state.cell.reset()
     state.generation += 1
+    state.timer.due = nil
     state.config.reset()
     state.bus.interrupts.reset()
+    return endMigration(&state)
   }
 
   public func setInterrupts(_ request: InterruptRequest) throws(Errno) {
@@ -196,7 +221,7 @@ public final class PCIFunction: DeviceOperations {
   ) throws(Errno) {
     switch try content(of: region, offset, bytes.count) {
     case .memory:
-      try enabledMemory(region).write(bytes, at: offset)
+      try writeMemory(region, bytes, at: offset)
     case .config:
       state.withLock { state in
         state.config.write(bytes, at: Int(offset))
@@ -204,7 +229,7 @@ public final class PCIFunction: DeviceOperations {
       }
     case .registers(let file):
       try state.withLock { (state) throws(Errno) in
-        try Self.checkDecoding(state)
+        try Self.checkRunning(state)
         file.write(bytes, at: offset, state.cell, &state.bus)
         queueWork(&state)
       }
@@ -229,6 +254,26 @@ public final class PCIFunction: DeviceOperations {
     guard state.config.command.contains(.memory) else { throw .ioError }
   }
 
+  /// What has stopped changes nothing any more: a client learns that its write must be done elsewhere.
+  private static func checkRunning(_ state: borrowing State) throws(Errno) {
+    try checkDecoding(state)
+    guard !state.migration.isStopped else { throw .invalidArgument }
+  }
+
+  private func writeMemory(
+    _ region: UInt32, _ bytes: Span<UInt8>, at offset: UInt64
+  ) throws(Errno) {
+    let memory = try state.withLock { (state) throws(Errno) -> (any MappableMemory)? in
+      try Self.checkRunning(state)
+      state.busy += 1
+      return state.memories[Int(region)]?.memory
+    }
+    defer {
+      endBusy { $0.migration.outgoing?.mark(Int(region), at: offset, count: bytes.count) }
+    }
+    try memory?.write(bytes, at: offset)
+  }
+
   /// The copy itself needs no lock: the reference keeps the memory, also when a later client's takes
   /// its place meanwhile, and memory may be reached from several threads.
   private func enabledMemory(_ region: UInt32) throws(Errno) -> any MappableMemory {
@@ -241,9 +286,12 @@ public final class PCIFunction: DeviceOperations {
 
   // MARK: Work
 
-  private func queueWork(_ state: inout State) {
+  /// Does what an effect left in the bus.
+  func queueWork(_ state: inout State) {
+    setTimer(&state)
     guard !state.bus.work.isEmpty else { return }
     let master = BusMaster(function: self, dma: state.dma, generation: state.generation)
+    state.busy += state.bus.work.count
     for work in state.bus.work {
       queue.async {
         let finish = work(master)
@@ -254,11 +302,21 @@ public final class PCIFunction: DeviceOperations {
   }
 
   private func finish(_ finish: @Sendable (Cell, inout Bus) -> Void, _ generation: UInt64) {
-    state.withLock { state in
+    endBusy { [self] state in
       guard state.generation == generation else { return }
       finish(state.cell, &state.bus)
       queueWork(&state)
     }
+  }
+
+  /// Something that was counted as busy is done, and `body` is its last step.
+  private func endBusy(_ body: (inout State) -> Void) {
+    let arrived = state.withLock { state in
+      body(&state)
+      state.busy -= 1
+      return state.busy == 0 ? goOn(&state) : nil
+    }
+    arrived?()
   }
 
   /// Whether there was no reset since work of this generation began.

@@ -30,6 +30,20 @@ final class RegisterFile: Sendable {
     }
   }
 
+  /// The registers that a property holds.
+  func saved(region: Int) -> [SavedPart] {
+    rows.compactMap { row in
+      guard case .field(let field) = row.source else { return nil }
+      return SavedPart(kind: .register, region: region, offset: row.offset) {
+        [width = row.width] cell in
+        Array(littleEndian(cell.load(field, width: width)).prefix(width))
+      } store: { [width = row.width] cell, bytes in
+        let value = bytes.reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
+        cell.store(value, field, width: width)
+      }
+    }
+  }
+
   /// Reads from `offset`; the caller has checked that the bytes are inside the BAR.
   func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>, _ cell: Cell) {
     for index in bytes.indices { bytes[index] = 0xFF }

@@ -23,22 +23,28 @@ enum TableCheck {
       throw TableError("BAR \(bar.index): not from 0 to \(last)")
     }
     let limit: UInt64 = bar.is64Bit ? 1 << 62 : 1 << 31
-    guard bar.size >= 16, bar.size <= limit, bar.size.nonzeroBitCount == 1 else {
+    guard case .memory(let mappable) = bar.content else {
+      guard bar.size >= 16, bar.size <= limit, bar.size.nonzeroBitCount == 1 else {
+        throw TableError(
+          "BAR \(bar.index): size \(hex(bar.size)) is not a power of two from 0x10 to \(hex(limit))"
+        )
+      }
+      return
+    }
+    guard bar.size > 0, bar.size % 4096 == 0, bar.size <= limit else {
       throw TableError(
-        "BAR \(bar.index): size \(hex(bar.size)) is not a power of two from 0x10 to \(hex(limit))")
+        "BAR \(bar.index): \(hex(bar.size)) bytes of memory, not whole pages up to \(hex(limit))")
     }
-    guard case .memory(let mappable) = bar.content else { return }
-    guard bar.size >= 4096 else {
-      throw TableError("BAR \(bar.index): \(hex(bar.size)) bytes of memory, less than a page")
-    }
-    if let mappable {
-      guard mappable.lowerBound % 4096 == 0, mappable.upperBound % 4096 == 0, !mappable.isEmpty,
-        mappable.upperBound <= bar.size
+    var end: UInt64 = 0
+    for part in mappable {
+      guard part.lowerBound % 4096 == 0, part.upperBound % 4096 == 0, !part.isEmpty,
+        part.lowerBound >= end, part.upperBound <= bar.size
       else {
         throw TableError(
-          "BAR \(bar.index): mappable \(hex(mappable.lowerBound))..<\(hex(mappable.upperBound)) is "
-            + "not whole pages of its \(hex(bar.size)) bytes")
+          "BAR \(bar.index): mappable \(hex(part.lowerBound))..<\(hex(part.upperBound)) is "
+            + "not whole pages of its \(hex(bar.size)) bytes, behind the one before")
       }
+      end = part.upperBound
     }
   }
 

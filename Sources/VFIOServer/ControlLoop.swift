@@ -210,8 +210,13 @@ final class ControlLoop: Sendable {
     guard isFree else { return false }
     epoll.remove(socket.descriptor)
     DispatchQueue(label: "vfiod.device.\(connection.number)").async(group: ended) {
-      while case .open = connection.serve(wait: true) {}
-      self.close(connection)
+      while true {
+        switch connection.serve(wait: true) {
+        case .open: continue
+        case .waiting: connection.later?.wait()
+        default: return self.close(connection)
+        }
+      }
     }
     return true
   }

@@ -7,7 +7,7 @@ import VFIOWire
 
 /// A device's descriptor, or a connection to its socket: vfio-user.
 final class DeviceSession: Session {
-  private let service: Service
+  let service: Service
   private let number: UInt64
   /// Of its mappings.
   private let owner: DMAOwner
@@ -23,6 +23,8 @@ final class DeviceSession: Session {
   private let way: SocketWay?
   /// The device is held by another client, who was first.
   private var isBusy = false
+  /// The reply to a change of the device's state, which waits for what the device had begun.
+  private var later: Later?
 
   /// A descriptor from a group.
   init(_ service: Service, _ device: OpenDevice, number: UInt64) {
@@ -48,6 +50,11 @@ final class DeviceSession: Session {
   func connected(_ requests: ClientRequests) { self.requests = requests }
   var wantsOwnLoop: Bool { version.isDone }
   var messageLimit: Int { version.isDone ? service.limits.messageSize : Version.messageLimit }
+
+  func takeLater() -> Later? {
+    defer { later = nil }
+    return later
+  }
 
   func outlivesClient(_ command: Command) -> Bool {
     command == .regionWrite || command == .regionWriteMulti || command == .deviceReset
@@ -88,6 +95,12 @@ final class DeviceSession: Session {
     case .deviceReset:
       try operations.reset()
       logDevice("device reset")
+    case .deviceFeature:
+      later = try feature(body, device, &reply)
+    case .migrationDataRead:
+      try readMigrationData(body, operations, &reply)
+    case .migrationDataWrite:
+      try writeMigrationData(body, operations)
     default:
       throw .notSupported
     }
@@ -182,7 +195,8 @@ extension DeviceSession {
       mapping, from: RequestMemory(request, service, recentFile, messages: messages))
   }
 
-  /// `VFIO_USER_DMA_UNMAP`: `u32 argsz, u32 flags, u64 address, u64 size`, which is also the reply.
+  /// `VFIO_USER_DMA_UNMAP`: `u32 argsz, u32 flags, u64 address, u64 size`, which is also the reply, with
+  /// the pages that the device has written behind it if the flags ask for them.
   private func unmap(
     _ body: Span<UInt8>, _ device: OpenDevice, _ reply: inout Output
   ) throws(Errno) {
@@ -190,20 +204,34 @@ extension DeviceSession {
     let flags = body.uint32(at: 4)
     let (iova, size) = (body.uint64(at: 8), body.uint64(at: 16))
     guard body.uint32(at: 0) >= 24 else { throw .invalidArgument }
+    // struct vfio_user_bitmap: u64 pgsize, u64 size, and in the reply the bitmap.
+    var bitmap: [UInt8] = []
     switch flags {
     case 0:
       try device.iommu.unmap(iova: iova, size: size, owner: owner)
     case 2:  // all that was mapped on this socket
       guard iova == 0, size == 0 else { throw .invalidArgument }
       device.iommu.unmapAll(owner: owner)
-    case 1:  // with the dirty bitmap
-      throw .notSupported
+    case 1:  // with the dirty bitmap, once nothing of it can be written any more
+      try body.require(40)
+      let pageSize = body.uint64(at: 24)
+      let needed = try DirtyLog.bitmapSize(length: size, pageSize: pageSize)
+      guard device.log.isOn, body.uint64(at: 32) == needed,
+        needed <= UInt64(service.limits.maxDataTransferSize),
+        UInt64(body.uint32(at: 0)) >= 40 + needed
+      else { throw .invalidArgument }
+      try device.iommu.unmap(iova: iova, size: size, owner: owner)
+      bitmap = try device.log.report(iova: iova, length: size, pageSize: pageSize)
     default:
       throw .invalidArgument
     }
-    reply.append(UInt32(24))
+    reply.append(UInt32(bitmap.isEmpty ? 24 : 40 + bitmap.count))
     reply.append(flags)
     reply.append(iova)
     reply.append(size)
+    if !bitmap.isEmpty {
+      reply.append(body.extracting(24..<40))
+      reply.append(bitmap)
+    }
   }
 }

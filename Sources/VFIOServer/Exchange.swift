@@ -99,6 +99,7 @@ struct Exchange {
         guard let outcome = waiting.later.outcome else { return .no }
         self.waiting = nil
         output.begin(replyTo: waiting.request)
+        output.append(waiting.later.body)
         finish(waiting.request, outcome)
       }
       switch input.next() {

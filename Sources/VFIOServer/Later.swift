@@ -1,15 +1,20 @@
+import Dispatch
 import Locks
 import SystemPackage
 
 /// A reply that is not there yet, such as that of a removal which waits for the device's user. Its
 /// connection is served again when it is; until then the connection's other requests wait.
 final class Later: Sendable {
+  /// The body of the reply, if it will be none that fails.
+  let body: [UInt8]
   private let state = Mutex(State())
 
   private struct State {
     var outcome: Result<Void, Errno>?
     var wake: (@Sendable () -> Void)?
   }
+
+  init(body: [UInt8] = []) { self.body = body }
 
   /// Settles the reply; only the first call counts.
   func complete(_ outcome: Result<Void, Errno>) {
@@ -23,6 +28,13 @@ final class Later: Sendable {
 
   /// nil as long as the reply isn't there.
   var outcome: Result<Void, Errno>? { state.withLock { $0.outcome } }
+
+  /// Returns when the reply is there.
+  func wait() {
+    let isThere = DispatchSemaphore(value: 0)
+    whenComplete { isThere.signal() }
+    isThere.wait()
+  }
 
   /// Calls `wake` once, when the reply is there.
   func whenComplete(_ wake: @escaping @Sendable () -> Void) {

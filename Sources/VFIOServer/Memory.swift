@@ -156,16 +156,7 @@ final class DeviceMemory: MappableMemory {
 
   func copy() throws(Errno) -> any MappableMemory {
     let copy = try DeviceMemory(size: size)
-    var piece = [UInt8](repeating: 0, count: 1 << 16)
-    var offset: UInt64 = 0
-    while offset < size {
-      let range = 0..<Int(min(UInt64(piece.count), size - offset))
-      var all = piece.mutableSpan
-      var part = all._mutatingExtracting(range)
-      try read(at: offset, into: &part)
-      try copy.write(piece.span.extracting(range), at: offset)
-      offset += UInt64(range.count)
-    }
+    try self.copy(to: copy)
     return copy
   }
 }

@@ -1,5 +1,6 @@
 import JSON
 import SystemPackage
+import VFIOCore
 import VFIOStream
 import VFIOWire
 
@@ -70,6 +71,15 @@ struct Version {
                 member.name,
                 .object([JSONMember("supported", true), JSONMember("fd_index", .integer(0))])))
           }
+          continue
+        case "migration":
+          // The size of a dirty page. What a client proposes is a hint, as DMA_LOGGING_START's is.
+          if member.reader["pgsize"].exists {
+            _ = try member.reader["pgsize"].integer(in: 0...UInt64.max)
+          }
+          _ = try member.reader.members()
+          let page = JSONMember("pgsize", .integer(Int128(DirtyLog.smallestPage)))
+          offered.append(JSONMember(member.name, .object([page])))
           continue
         case "max_msg_fds": ours = limits.messageDescriptors
         case "max_data_xfer_size": ours = limits.maxDataTransferSize

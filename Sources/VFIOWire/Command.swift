@@ -19,6 +19,9 @@ public struct Command: RawRepresentable, Hashable, Sendable {
   public static let dmaWrite = Command(rawValue: 12)
   public static let deviceReset = Command(rawValue: 13)
   public static let regionWriteMulti = Command(rawValue: 15)
+  public static let deviceFeature = Command(rawValue: 16)
+  public static let migrationDataRead = Command(rawValue: 17)
+  public static let migrationDataWrite = Command(rawValue: 18)
 
   // `_IO(';', 100 + n)` of <linux/vfio.h>.
   public static let getAPIVersion = Command(rawValue: 0x3B64)
