@@ -39,14 +39,24 @@ public struct Socket: Sendable {
   /// Nobody can connect before the permissions are in place, because listening comes last.
   public static func listen(at path: String, mode: mode_t, owner: uid_t?) throws(Errno) -> Socket {
     let socket = try Socket()
+    // It gets its name when it can be connected to: there are clients that wait for the name. The other
+    // one is no longer, as the length is limited.
+    let early = path.dropLast() + "~"
     // Sound: the address is valid for the closure's duration.
-    try unsafe withAddress(of: path) { address, size throws(Errno) in
+    try unsafe withAddress(of: String(early)) { address, size throws(Errno) in
+      unsafe _ = unlink(String(early))
       _ = try call { unsafe bind(socket.descriptor.rawValue, address, size) }
     }
     // Sound: the strings and the socket outlive the calls.
-    try call { unsafe chmod(path, mode) }
-    if let owner { try call { unsafe lchown(path, owner, gid_t.max) } }
+    defer { unsafe _ = unlink(String(early)) }
+    try call { unsafe chmod(String(early), mode) }
+    if let owner { try call { unsafe lchown(String(early), owner, gid_t.max) } }
     try call { Glibc.listen(socket.descriptor.rawValue, 4096) }
+    do throws(Errno) {
+      try call { unsafe link(String(early), path) }
+    } catch {
+      throw error == .fileExists ? .addressInUse : error
+    }
     try call { fcntl(socket.descriptor.rawValue, F_SETFL, O_NONBLOCK) }
     return socket
   }

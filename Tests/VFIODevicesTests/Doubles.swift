@@ -1,3 +1,4 @@
+import Dispatch
 import Glibc
 import Locks
 import SystemPackage
@@ -138,4 +139,11 @@ func eventually(_ condition: () throws -> Bool) rethrows -> Bool {
     sched_yield()
   }
   return false
+}
+
+/// A thread that is started and ends by itself.
+final class Thread: Sendable {
+  private let body: @Sendable () -> Void
+  init(_ body: @escaping @Sendable () -> Void) { self.body = body }
+  func start() { DispatchQueue(label: "test").async(execute: body) }
 }

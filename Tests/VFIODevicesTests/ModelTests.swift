@@ -12,7 +12,9 @@ import VFIOPCI
   }
 
   @Test func `an unknown model is refused with those that are known`() {
-    #expect(throws: OptionError("model", "\"e1000\" is unknown; allowed: edu, scratch")) {
+    #expect(
+      throws: OptionError("model", "\"e1000\" is unknown; allowed: edu, scratch, vfio-user-sample")
+    ) {
       try DeviceModels.make("e1000", DeviceOptions(), memory: Memory.make)
     }
   }

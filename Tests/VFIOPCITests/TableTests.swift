@@ -61,9 +61,13 @@ private struct Empty: PCIDevice {
     #expect(sentence([.memory(5, size: 4096, is64Bit: true)]) == "BAR 5: not from 0 to 4")
     #expect(sentence([.memory(-1, size: 4096)]) == "BAR -1: not from 0 to 5")
     #expect(
-      sentence([.memory(0, size: 5000)])
-        == "BAR 0: size 0x1388 is not a power of two from 0x10 to 0x80000000")
-    #expect(sentence([.memory(0, size: 64)]) == "BAR 0: 0x40 bytes of memory, less than a page")
+      sentence([.registers(0, size: 24) { Constant(0, 0) }])
+        == "BAR 0: size 0x18 is not a power of two from 0x10 to 0x80000000")
+    for size in [0, 64, 5000, 0x8000_1000] as [UInt64] {
+      #expect(
+        sentence([.memory(0, size: size)])
+          == "BAR 0: \(hex(size)) bytes of memory, not whole pages up to 0x80000000")
+    }
   }
 
   @Test func `a mappable range that isn't whole pages of the BAR is named`() {
@@ -71,8 +75,12 @@ private struct Empty: PCIDevice {
       #expect(
         sentence([.memory(0, size: 8192, mappable: range)])
           == "BAR 0: mappable \(hex(range.lowerBound))..<\(hex(range.upperBound)) is not whole "
-          + "pages of its 0x2000 bytes")
+          + "pages of its 0x2000 bytes, behind the one before")
     }
+    #expect(
+      sentence([.memory(0, size: 8192, mappable: 4096..<8192, 0..<4096)])
+        == "BAR 0: mappable 0x0..<0x1000 is not whole pages of its 0x2000 bytes, behind the one before"
+    )
   }
 
   @Test func `interrupts that PCI can't have are named`() {

@@ -89,11 +89,20 @@ private let anyone = Credentials(process: 1, user: 1000, group: 1000)
         + "\0")
   }
 
-  @Test func `offers neither migration nor a second socket`() throws {
+  @Test func `offers no second socket`() throws {
     #expect(
-      try offer(
-        #"{"capabilities":{"migration":{"pgsize":4096},"twin_socket":{"supported":true}}}"#)
+      try offer(#"{"capabilities":{"twin_socket":{"supported":true}}}"#)
         == #"{"capabilities":{}}"# + "\0")
+  }
+
+  @Test(arguments: [
+    #"{}"#, #"{"pgsize":4096}"#, #"{"pgsize":8192}"#,
+    #"{"pgsize":4096,"max_bitmap_size":268435456}"#,
+  ])
+  func `offers migration, with the size of a dirty page`(_ proposed: String) throws {
+    #expect(
+      try offer(#"{"capabilities":{"migration":\#(proposed)}}"#)
+        == #"{"capabilities":{"migration":{"pgsize":4096}}}"# + "\0")
   }
 
   @Test func `offers several writes in one message to those who can send them`() throws {
@@ -105,6 +114,7 @@ private let anyone = Credentials(process: 1, user: 1000, group: 1000)
   }
 
   @Test(arguments: [
+    #"{"capabilities":{"migration":true}}"#, #"{"capabilities":{"migration":{"pgsize":"4k"}}}"#,
     #"{"capabilities":{"max_msg_fds":"many"}}"#, #"{"capabilities":{"max_msg_fds":-1}}"#,
     #"{"capabilities":{"max_dma_maps":1.5}}"#, #"{"capabilities":{"max_data_xfer_size":null}}"#,
     #"{"capabilities":{"pgsizes":18446744073709551616}}"#,
