@@ -13,32 +13,47 @@ public final class DMA: Sendable {
   public let faults: DMAFaults
   /// What the device has written.
   public let log: DirtyLog
+  /// The client by message, for devices that want it so even where they could reach its memory.
+  private let messages: (any RemoteMemory)?
   private let use = IOTLB.Use()
 
   public init(
     iommu: any IOMMU, group: IOMMUGroup, faults: DMAFaults = DMAFaults(),
-    log: DirtyLog = DirtyLog()
+    log: DirtyLog = DirtyLog(), messages: (any RemoteMemory)? = nil
   ) {
     self.iommu = iommu
     self.group = group
     self.faults = faults
     self.log = log
+    self.messages = messages
     iommu.iotlb.add(use)
   }
 
   deinit { iommu.iotlb.remove(use) }
 
+  /// Whether an address is mapped for `access`.
+  public func reaches(_ iova: UInt64, _ access: DMAAccess) -> Bool {
+    use.state.withLock { translate(iova, &$0)?.access.isSuperset(of: access) ?? false }
+  }
+
   /// Copies from client memory at `iova`; throws at the first address that isn't mapped for reading.
-  public func read(_ iova: UInt64, into bytes: inout MutableSpan<UInt8>) throws(DMAFault) {
-    try transfer(iova, bytes.count, .read) { (memory, offset, range) throws(Errno) in
+  /// `byMessage` asks the client of a device's own socket for the bytes, however it mapped them.
+  public func read(
+    _ iova: UInt64, into bytes: inout MutableSpan<UInt8>, byMessage: Bool = false
+  ) throws(DMAFault) {
+    try transfer(iova, bytes.count, .read, byMessage: byMessage) {
+      (memory, offset, range) throws(Errno) in
       var part = bytes._mutatingExtracting(range)
       try memory.read(at: offset, into: &part)
     }
   }
 
   /// Copies to client memory at `iova`; throws at the first address that isn't mapped for writing.
-  public func write(_ bytes: Span<UInt8>, to iova: UInt64) throws(DMAFault) {
-    try transfer(iova, bytes.count, .write) { (memory, offset, range) throws(Errno) in
+  public func write(
+    _ bytes: Span<UInt8>, to iova: UInt64, byMessage: Bool = false
+  ) throws(DMAFault) {
+    try transfer(iova, bytes.count, .write, byMessage: byMessage) {
+      (memory, offset, range) throws(Errno) in
       try memory.write(bytes.extracting(range), at: offset)
     }
   }
@@ -85,14 +100,16 @@ public final class DMA: Sendable {
   /// Copies piece by piece, across mappings that touch. A transfer that would go on behind 2^64
   /// faults there, at address 0.
   private func transfer(
-    _ iova: UInt64, _ count: Int, _ access: DMAAccess,
+    _ iova: UInt64, _ count: Int, _ access: DMAAccess, byMessage: Bool = false,
     _ copy: (any DMAMemory, UInt64, Range<Int>) throws(Errno) -> Void
   ) throws(DMAFault) {
     var completed = 0
     while completed < count {
       let (address, wraps) = iova.addingReportingOverflow(UInt64(completed))
       guard !wraps, !group.isQuarantined else { throw fault(address, access, completed) }
-      let copied = copyPiece(at: address, min(count - completed, Self.piece), access) {
+      let copied = copyPiece(
+        at: address, min(count - completed, Self.piece), access, byMessage
+      ) {
         (memory, offset, length) throws(Errno) in
         try copy(memory, offset, completed..<completed + length)
       }
@@ -103,7 +120,7 @@ public final class DMA: Sendable {
 
   /// Copies what of a piece is behind one translation, and returns how much; 0 for a fault.
   private func copyPiece(
-    at iova: UInt64, _ count: Int, _ access: DMAAccess,
+    at iova: UInt64, _ count: Int, _ access: DMAAccess, _ byMessage: Bool,
     _ copy: (any DMAMemory, UInt64, Int) throws(Errno) -> Void
   ) -> Int {
     enum Outcome {
@@ -114,8 +131,11 @@ public final class DMA: Sendable {
       guard let translation = translate(iova, &state), translation.access.isSuperset(of: access)
       else { return .copied(0) }
       var length = min(count, Int(clamping: translation.range.upperBound &- iova &+ 1))
-      let offset = translation.offset &+ (iova &- translation.range.lowerBound)
-      if let remote = translation.memory.remote {
+      var offset = translation.offset &+ (iova &- translation.range.lowerBound)
+      var remote = translation.memory.remote
+      // By message, addresses are those that the device uses.
+      if byMessage, let messages { (remote, offset) = (messages, iova) }
+      if let remote {
         length = min(length, remote.limit)
         let transfer = remote.begin()
         state.remote.append((transfer, iova...iova + UInt64(length - 1)))

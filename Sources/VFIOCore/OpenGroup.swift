@@ -47,9 +47,10 @@ public final class OpenGroup: Sendable {
   /// driver, and the group is viable; `ENODEV` for a device that isn't in the group or is being
   /// removed; otherwise the device's own error.
   ///
-  /// The first of several openings resets the device unless it is `keepingState`.
+  /// The first of several openings resets the device unless it is `keepingState`, and its `messages` are
+  /// the device's way to its client by message.
   public func openDevice(
-    _ name: String, keepingState: Bool = false
+    _ name: String, keepingState: Bool = false, messages: (any RemoteMemory)? = nil
   ) throws(Errno) -> OpenDevice {
     // The lock keeps container and viability as they are until the device counts as a user.
     try group.withViability { state, isViable throws(Errno) in
@@ -60,7 +61,9 @@ public final class OpenGroup: Sendable {
       else { throw .operationNotSupportedByDevice }
       let device = state.devices[index]
       try device.operations.open(
-        DMA(iommu: iommu, group: iommuGroup, faults: device.device.faults, log: device.log),
+        DMA(
+          iommu: iommu, group: iommuGroup, faults: device.device.faults, log: device.log,
+          messages: messages),
         keepingState: keepingState)
       state.devices[index].references += 1
       state.users += 1

@@ -41,18 +41,19 @@ struct Sample: PCIDevice {
     }
   }
 
-  /// Writes the letters A to D, 1 KiB each, to the second page of the client's memory, and to the first by
-  /// messages, and reads them back in halves.
+  /// Writes the letters A to D, 1 KiB each, to the second page of the client's memory directly and to the
+  /// first by messages, and reads them back in halves.
   private static func copy(_ master: BusMaster) {
     // The client tells no address: its first two pages are looked for.
-    let pages = (0..<1024 as Range<UInt64>).lazy.map { $0 * 4096 }
-      .filter { (try? master.read(1, from: $0)) != nil }.prefix(2)
-    for page in pages.reversed() {
+    let pages = (0..<1024 as Range<UInt64>).lazy.map { $0 * 4096 }.filter(master.reaches).prefix(2)
+    for (page, byMessage) in zip(Array(pages), [true, false]).reversed() {
       for piece in 0..<4 as Range<UInt64> {
         let letters = [UInt8](repeating: UInt8(ascii: "A") + UInt8(piece), count: 1024)
-        try? master.write(letters.span, to: page + 1024 * piece)
+        try? master.write(letters.span, to: page + 1024 * piece, byMessage: byMessage)
       }
-      for half in 0..<2 as Range<UInt64> { _ = try? master.read(2048, from: page + 2048 * half) }
+      for half in 0..<2 as Range<UInt64> {
+        _ = try? master.read(2048, from: page + 2048 * half, byMessage: byMessage)
+      }
     }
   }
 }

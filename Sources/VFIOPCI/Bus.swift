@@ -59,12 +59,18 @@ public struct BusMaster: Sendable {
   let dma: DMA?
   let generation: UInt64
 
-  /// Copies `count` bytes from client memory at `iova`.
-  public func read(_ count: Int, from iova: UInt64) throws(DMAFault) -> [UInt8] {
+  /// Whether the address is mapped for reading and writing. It may be gone the next moment.
+  public func reaches(_ iova: UInt64) -> Bool { dma?.reaches(iova, [.read, .write]) ?? false }
+
+  /// Copies `count` bytes from client memory at `iova`. `byMessage` asks the client of the device's own
+  /// socket for them, however it mapped them.
+  public func read(
+    _ count: Int, from iova: UInt64, byMessage: Bool = false
+  ) throws(DMAFault) -> [UInt8] {
     let dma = try allowed(iova, .read)
     var bytes = [UInt8](repeating: 0, count: count)
     var span = bytes.mutableSpan
-    try dma.read(iova, into: &span)
+    try dma.read(iova, into: &span, byMessage: byMessage)
     return bytes
   }
 
@@ -74,8 +80,10 @@ public struct BusMaster: Sendable {
   }
 
   /// Copies to client memory at `iova`.
-  public func write(_ bytes: Span<UInt8>, to iova: UInt64) throws(DMAFault) {
-    try allowed(iova, .write).write(bytes, to: iova)
+  public func write(
+    _ bytes: Span<UInt8>, to iova: UInt64, byMessage: Bool = false
+  ) throws(DMAFault) {
+    try allowed(iova, .write).write(bytes, to: iova, byMessage: byMessage)
   }
 
   /// The little-endian integer in client memory at `iova`, in one access where it is aligned.

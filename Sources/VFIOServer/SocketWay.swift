@@ -47,7 +47,8 @@ final class SocketGroups: Sendable {
         guard holder.process == way.process, way.process != 0,
           !holder.devices.contains(way.device)
         else { throw .resourceBusy }
-        let device = try holder.group.openDevice(way.device, keepingState: true)
+        let device = try holder.group.openDevice(
+          way.device, keepingState: true, messages: holder.messages)
         holders[way.group]?.devices.insert(way.device)
         return (device, holder.messages)
       }
@@ -58,8 +59,8 @@ final class SocketGroups: Sendable {
         let container = Container(registry: service.registry, limits: limits)
         try group.setContainer(container)
         try container.setIOMMU(Self.type)
-        let device = try group.openDevice(way.device, keepingState: true)
         let messages = MessageMemory(service)
+        let device = try group.openDevice(way.device, keepingState: true, messages: messages)
         holders[way.group] = Holder(
           process: way.process, group: group, devices: [way.device], messages: messages)
         return (device, messages)
