@@ -21,14 +21,18 @@ public final class Container: Sendable {
   /// A driver's IOMMU, released with the last reference. The container has one as long as it has
   /// groups, and so has each operation under way: an operation may wait for a transfer to end, and
   /// must neither hold the lock meanwhile nor lose the IOMMU.
-  private final class OpenIOMMU: Sendable {
+  final class OpenIOMMU: Sendable {
     let iommu: any IOMMU
     /// Keeps the driver alive after it was unregistered.
-    private let driver: any IOMMUDriver
+    fileprivate let driver: any IOMMUDriver
+    fileprivate let type: UInt64
 
-    init(_ driver: any IOMMUDriver, _ type: UInt64, _ limits: IOMMULimits) throws(Errno) {
+    fileprivate init(
+      _ driver: any IOMMUDriver, _ type: UInt64, _ limits: IOMMULimits
+    ) throws(Errno) {
       iommu = try driver.open(type, limits)
       self.driver = driver
+      self.type = type
     }
 
     deinit { iommu.release() }
@@ -73,6 +77,15 @@ public final class Container: Sendable {
       try Container.attach(state.groups, to: open.iommu)
       state.open = open
     }
+  }
+
+  /// Another IOMMU such as `VFIO_SET_IOMMU` has set, with `group` attached to it and nothing mapped.
+  /// `EINVAL` when none is set, or the error of the driver.
+  func anotherIOMMU(for group: IOMMUGroup) throws(Errno) -> OpenIOMMU {
+    guard let open = state.withLock({ $0.open }) else { throw .invalidArgument }
+    let another = try OpenIOMMU(open.driver, open.type, limits)
+    try another.iommu.attach(group)
+    return another
   }
 
   /// Attaches all groups, or none.

@@ -6,21 +6,27 @@ import struct Synchronization.Atomic
 /// fails after opening a device has to do nothing to close it.
 public final class OpenDevice: Sendable {
   public let operations: any DeviceOperations
-  /// The IOMMU of the group's container. It stays until this descriptor closes.
+  /// The IOMMU of the group's container, which stays until this descriptor closes, or the device's own.
   public let iommu: any IOMMU
   /// The pages that the device writes.
   public let log: DirtyLog
+  /// Releases the device's own with the last reference.
+  private let ownIOMMU: Container.OpenIOMMU?
   private let device: BusDevice
   private let group: Group
   private let registry: Registry
   private let isReleased = Atomic(false)
 
-  init(_ device: Device, of group: Group, iommu: any IOMMU, registry: Registry) {
+  init(
+    _ device: Device, of group: Group, iommu: any IOMMU, ownIOMMU: Container.OpenIOMMU?,
+    registry: Registry
+  ) {
     operations = device.operations
     log = device.log
     self.device = device.device
     self.group = group
     self.iommu = iommu
+    self.ownIOMMU = ownIOMMU
     self.registry = registry
   }
 

@@ -48,18 +48,24 @@ public final class OpenGroup: Sendable {
   /// removed; otherwise the device's own error.
   ///
   /// The first of several openings resets the device unless it is `keepingState`, and its `messages` are
-  /// the device's way to its client by message.
+  /// the device's way to its client by message. With an `ownIOMMU` the device reaches only what is mapped
+  /// through this opening, not what the container maps.
   public func openDevice(
-    _ name: String, keepingState: Bool = false, messages: (any RemoteMemory)? = nil
+    _ name: String, keepingState: Bool = false, ownIOMMU: Bool = false,
+    messages: (any RemoteMemory)? = nil
   ) throws(Errno) -> OpenDevice {
     // The lock keeps container and viability as they are until the device counts as a user.
     try group.withViability { state, isViable throws(Errno) in
       try checkOpen(state)
-      guard let iommu = state.container?.iommu, isViable else { throw .invalidArgument }
+      guard let container = state.container, let common = container.iommu, isViable else {
+        throw .invalidArgument
+      }
       guard let index = state.devices.firstIndex(where: { $0.device.name == name }),
         state.devices[index].removal == nil
       else { throw .operationNotSupportedByDevice }
       let device = state.devices[index]
+      let own = ownIOMMU ? try container.anotherIOMMU(for: iommuGroup) : nil
+      let iommu = own?.iommu ?? common
       try device.operations.open(
         DMA(
           iommu: iommu, group: iommuGroup, faults: device.device.faults, log: device.log,
@@ -67,7 +73,7 @@ public final class OpenGroup: Sendable {
         keepingState: keepingState)
       state.devices[index].references += 1
       state.users += 1
-      return OpenDevice(device, of: group, iommu: iommu, registry: registry)
+      return OpenDevice(device, of: group, iommu: iommu, ownIOMMU: own, registry: registry)
     }
   }
 

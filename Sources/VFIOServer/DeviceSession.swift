@@ -12,7 +12,7 @@ final class DeviceSession: Session {
   /// Of its mappings.
   private let owner: DMAOwner
   /// What it maps without a descriptor.
-  private var messages: MessageMemory
+  private let messages: MessageMemory
   private var requests: ClientRequests?
   private var twin: TwinSession?
   private let recentFile = RecentFile()
@@ -132,7 +132,7 @@ final class DeviceSession: Session {
       let mayTwin = request.mayHandOut && requests != nil
       try version.negotiate(body, service.limits, mayTwin: mayTwin, &reply) { () throws(Errno) in
         guard let way else { return }
-        (device, messages) = try way.open(service)
+        device = try way.open(service, messages)
         service.topology.entered(group: way.group, process: way.process, connection: number)
       }
     } catch {

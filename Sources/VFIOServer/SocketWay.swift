@@ -11,17 +11,18 @@ struct SocketWay: Sendable {
   /// The process that connected.
   let process: ProcessID
 
-  /// The device, and what its client maps without a descriptor.
-  func open(_ service: Service) throws(Errno) -> (OpenDevice, MessageMemory) {
-    try service.socketGroups.open(self, service)
+  /// Opens the device, whose client's memory by message is `messages`.
+  func open(_ service: Service, _ messages: MessageMemory) throws(Errno) -> OpenDevice {
+    try service.socketGroups.open(self, service, messages)
   }
 
   /// The device is released.
   func leave(_ service: Service) { service.socketGroups.leave(self) }
 }
 
-/// The groups that device sockets hold. A process that connects to several devices of one group, as an
-/// emulator does that takes both functions of a card, has them in one container.
+/// The groups that device sockets hold. A process may connect to several devices of one group, as an
+/// emulator does that takes both functions of a card. Each of them has an IOMMU of its own: the emulator
+/// tells each device the same maps and unmaps, but nothing keeps those of one in step with another's.
 final class SocketGroups: Sendable {
   /// Guards who holds which group. The core's locks come after it.
   private let holders = Mutex<[UInt32: Holder]>([:])
@@ -30,17 +31,15 @@ final class SocketGroups: Sendable {
     var process: ProcessID
     var group: OpenGroup
     var devices: Set<String>
-    /// One for all devices, so that a map made for each of them is recognised as the same.
-    var messages: MessageMemory
   }
 
   /// `VFIO_TYPE1v2_IOMMU`.
   private static let type: UInt64 = 3
 
   /// `EBUSY` when another client has the device or the group.
-  func open(_ way: SocketWay, _ service: Service) throws(Errno) -> (
-    OpenDevice, MessageMemory
-  ) {
+  func open(
+    _ way: SocketWay, _ service: Service, _ messages: MessageMemory
+  ) throws(Errno) -> OpenDevice {
     try holders.withLock { holders throws(Errno) in
       if let holder = holders[way.group] {
         // 0 is any process that this server's PID namespace doesn't have.
@@ -48,9 +47,9 @@ final class SocketGroups: Sendable {
           !holder.devices.contains(way.device)
         else { throw .resourceBusy }
         let device = try holder.group.openDevice(
-          way.device, keepingState: true, messages: holder.messages)
+          way.device, keepingState: true, ownIOMMU: true, messages: messages)
         holders[way.group]?.devices.insert(way.device)
-        return (device, holder.messages)
+        return device
       }
       let group = try service.registry.openGroup(way.group)
       do throws(Errno) {
@@ -59,11 +58,10 @@ final class SocketGroups: Sendable {
         let container = Container(registry: service.registry, limits: limits)
         try group.setContainer(container)
         try container.setIOMMU(Self.type)
-        let messages = MessageMemory(service)
-        let device = try group.openDevice(way.device, keepingState: true, messages: messages)
-        holders[way.group] = Holder(
-          process: way.process, group: group, devices: [way.device], messages: messages)
-        return (device, messages)
+        let device = try group.openDevice(
+          way.device, keepingState: true, ownIOMMU: true, messages: messages)
+        holders[way.group] = Holder(process: way.process, group: group, devices: [way.device])
+        return device
       } catch {
         group.release()
         throw error

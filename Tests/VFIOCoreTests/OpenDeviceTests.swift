@@ -72,6 +72,38 @@ import VFIOCore
     device.release()
   }
 
+  @Test func `a device with an IOMMU of its own has another of the container's type`() throws {
+    let world = try World()
+    try world.addDevice("edu")
+    let (group, container) = try world.openLiveGroup()
+    world.log.clear()
+    let device = try group.openDevice("edu", ownIOMMU: true)
+    #expect(device.iommu !== container.iommu)
+    #expect(world.log.lines == ["type1 open 1", "type1 attach 26", "edu open"])
+  }
+
+  @Test func `a device's own IOMMU goes with its descriptor, and the container's stays`() throws {
+    let world = try World()
+    try world.addDevice("edu")
+    let (group, container) = try world.openLiveGroup()
+    var device: OpenDevice? = try group.openDevice("edu", ownIOMMU: true)
+    #expect(device != nil)
+    world.log.clear()
+    device = nil
+    #expect(world.log.lines == ["edu release", "type1 release"])
+    #expect(container.iommu != nil)
+  }
+
+  @Test func `a device that doesn't open leaves no IOMMU of its own behind`() throws {
+    let world = try World()
+    try world.addDevice("edu", openError: .ioError)
+    let (group, _) = try world.openLiveGroup()
+    world.log.clear()
+    #expect(throws: Errno.ioError) { try group.openDevice("edu", ownIOMMU: true) }
+    #expect(
+      world.log.lines == ["type1 open 1", "type1 attach 26", "edu open", "type1 release"])
+  }
+
   @Test func `a device may be opened again while it is open`() throws {
     let world = try World()
     try world.addDevice("edu")
