@@ -96,19 +96,15 @@ public struct DMAMapping: Sendable {
   public var offset: UInt64
   public var access: DMAAccess
   public var owner: DMAOwner
-  /// Whether a mapping identical to one of another owner is counted instead of refused with `EEXIST`.
-  public var mayShare: Bool
 
   public init(
-    iova: UInt64, size: UInt64, offset: UInt64, access: DMAAccess, owner: DMAOwner,
-    mayShare: Bool = false
+    iova: UInt64, size: UInt64, offset: UInt64, access: DMAAccess, owner: DMAOwner
   ) {
     self.iova = iova
     self.size = size
     self.offset = offset
     self.access = access
     self.owner = owner
-    self.mayShare = mayShare
   }
 }
 

@@ -9,8 +9,8 @@ struct Mapping: Sendable {
   /// Where the first byte is in `memory`.
   let offset: UInt64
   let access: DMAAccess
-  /// Who made it. It lives until the last of them unmaps it.
-  var owners: [DMAOwner]
+  /// Who made it.
+  let owner: DMAOwner
 
   /// Bytes; never 2^64, since a request's size has 64 bits.
   var size: UInt64 { last &- iova &+ 1 }
@@ -112,12 +112,6 @@ struct IOVAMap {
       chunks.insert(upper, at: index + 1)
       firsts.insert(upper.starts[0], at: index + 1)
     }
-  }
-
-  /// Replaces the mapping that starts at the same address and has the same size.
-  mutating func update(_ mapping: Mapping) {
-    guard let position = position(startingAt: mapping.iova) else { return }
-    chunks[position.chunk].mappings[position.slot] = mapping
   }
 
   /// Removes and returns the mapping that starts at an address.

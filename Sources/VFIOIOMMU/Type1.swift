@@ -29,18 +29,6 @@ final class Type1: IOMMU {
     var groups: [IOMMUGroup] = []
     /// The pages written since they were last reported; nil while tracking is off.
     var dirtyPages: DirtyPages?
-
-    /// Takes a mapping away from one owner, and removes it when that was the last. Whoever has it lets
-    /// go of it after unlocking, because the end of its memory may take long.
-    mutating func remove(_ mapping: Mapping, of owner: DMAOwner) {
-      var mapping = mapping
-      mapping.owners.removeAll { $0 == owner }
-      if mapping.owners.isEmpty {
-        map.remove(startingAt: mapping.iova)
-      } else {
-        map.update(mapping)
-      }
-    }
   }
 
   init(version: Version, _ limits: IOMMULimits) {
@@ -88,7 +76,7 @@ final class Type1: IOMMU {
   /// - `EINVAL`: the size is 0;
   /// - `EOVERFLOW`: the range of IOVA, or of what the source gives, wraps at 2^64;
   /// - `EINVAL`: no access or an unknown one, or an address or the size is no multiple of 4 KiB;
-  /// - `EEXIST`: a part is mapped already, and is no identical mapping that may be shared;
+  /// - `EEXIST`: a part is mapped already;
   /// - `ENOSPC`: as many mappings are alive as may be;
   /// - `EINVAL`: the range isn't inside one of the apertures;
   /// - what `source` throws;
@@ -104,29 +92,18 @@ final class Type1: IOMMU {
       (request.iova | request.offset | request.size).isMultiple(of: Self.pageSize)
     else { throw .invalidArgument }
 
-    func memory() throws(Errno) -> any DMAMemory {
-      try source.memory(
-        at: request.offset, size: request.size, writable: request.access.contains(.write))
-    }
     try changes.withLock { _ throws(Errno) in
-      if var existing = state.withLock({ $0.map.first(from: request.iova) }), existing.iova <= last
-      {
-        guard request.mayShare, existing.iova == request.iova, existing.last == last,
-          existing.offset == request.offset, existing.access == request.access,
-          !existing.owners.contains(request.owner),
-          try memory() === existing.memory
-        else { throw .fileExists }
-        existing.owners.append(request.owner)
-        state.withLock { $0.map.update(existing) }
-        return
-      }
+      let next = state.withLock { $0.map.first(from: request.iova) }
+      if let next, next.iova <= last { throw .fileExists }
       let (count, isTracking) = state.withLock { ($0.map.count, $0.dirtyPages != nil) }
       guard count < limits.mappings else { throw .noSpace }
       guard limits.apertures.contains(where: { $0.contains(request.iova) && $0.contains(last) })
       else { throw .invalidArgument }
+      let memory = try source.memory(
+        at: request.offset, size: request.size, writable: request.access.contains(.write))
       let mapping = Mapping(
-        iova: request.iova, last: last, memory: try memory(), offset: request.offset,
-        access: request.access, owners: [request.owner])
+        iova: request.iova, last: last, memory: memory, offset: request.offset,
+        access: request.access, owner: request.owner)
       guard !isTracking || mapping.canTrackDirtyPages else { throw .invalidArgument }
       state.withLock { $0.map.insert(mapping) }
     }
@@ -136,21 +113,21 @@ final class Type1: IOMMU {
     try changes.withLock { _ throws(Errno) in
       let mapping = try state.withLock { (state) throws(Errno) in
         guard let mapping = state.map.first(from: iova), mapping.iova == iova,
-          mapping.size == size, mapping.owners.contains(owner)
+          mapping.size == size, mapping.owner == owner
         else { throw .noSuchFileOrDirectory }
-        state.remove(mapping, of: owner)
+        // It is returned, because the end of its memory may take long.
+        state.map.remove(startingAt: iova)
         return mapping
       }
       forget(mapping.iova...mapping.last)
     }
   }
 
-  /// Counts also the bytes of mappings that live on because others made them too.
   func unmapAll(owner: DMAOwner) -> UInt64 {
     changes.withLock { _ in
       let removed = state.withLock { state in
-        let removed = state.map.all.filter { $0.owners.contains(owner) }
-        for mapping in removed { state.remove(mapping, of: owner) }
+        let removed = state.map.all.filter { $0.owner == owner }
+        for mapping in removed { state.map.remove(startingAt: mapping.iova) }
         return removed
       }
       if !removed.isEmpty { iotlb.invalidate(0...UInt64.max) }

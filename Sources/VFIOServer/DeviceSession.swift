@@ -81,7 +81,7 @@ final class DeviceSession: Session {
     case .regionWriteMulti:
       try writeMany(body, operations, &reply)
     case .dmaMap:
-      try map(request, body, device, mayShare: way != nil)
+      try map(request, body, device)
     case .dmaUnmap:
       try unmap(body, device, &reply)
     case .deviceGetInfo:
@@ -180,7 +180,7 @@ final class DeviceSession: Session {
 extension DeviceSession {
   /// `VFIO_USER_DMA_MAP`: `u32 argsz, u32 flags, u64 offset, u64 address, u64 size`.
   private func map(
-    _ request: Request, _ body: Span<UInt8>, _ device: OpenDevice, mayShare: Bool
+    _ request: Request, _ body: Span<UInt8>, _ device: OpenDevice
   ) throws(Errno) {
     try body.require(32)
     let flags = body.uint32(at: 4)
@@ -190,7 +190,7 @@ extension DeviceSession {
     let offset = request.descriptors.isEmpty ? body.uint64(at: 16) : body.uint64(at: 8)
     let mapping = DMAMapping(
       iova: body.uint64(at: 16), size: body.uint64(at: 24), offset: offset,
-      access: DMAAccess(rawValue: flags), owner: owner, mayShare: mayShare)
+      access: DMAAccess(rawValue: flags), owner: owner)
     try device.iommu.map(
       mapping, from: RequestMemory(request, service, recentFile, messages: messages))
   }

@@ -36,7 +36,7 @@ extension Mapping {
   fileprivate init(_ range: ClosedRange<UInt64>, _ memory: any DMAMemory) {
     self.init(
       iova: range.lowerBound, last: range.upperBound, memory: memory, offset: 0, access: .read,
-      owners: [.container])
+      owner: .container)
   }
 }
 

@@ -9,11 +9,11 @@ private let second = DMAOwner(number: 2)
 extension IOMMU {
   fileprivate func map(
     _ iova: UInt64, size: UInt64, offset: UInt64 = 0, access: DMAAccess = [.read, .write],
-    owner: DMAOwner = first, mayShare: Bool = false, _ memory: TestMemory = TestMemory(size: 0)
+    owner: DMAOwner = first, _ memory: TestMemory = TestMemory(size: 0)
   ) throws(Errno) {
     try map(
       DMAMapping(
-        iova: iova, size: size, offset: offset, access: access, owner: owner, mayShare: mayShare),
+        iova: iova, size: size, offset: offset, access: access, owner: owner),
       from: TestSource(memory: memory))
   }
 }
@@ -58,80 +58,24 @@ extension IOMMU {
   }
 
   @Test(arguments: Version.allCases)
-  func `an identical mapping that may be shared lives until its last owner unmaps it`(
-    version: Version
-  ) throws {
-    let iommu = try version.open()
-    let memory = TestMemory(size: Int(page))
-    try iommu.map(0, size: page, memory)
-    try iommu.map(0, size: page, owner: second, mayShare: true, memory)
-    #expect(try iommu.availableMappings == 65534)
-    try iommu.unmap(iova: 0, size: page, owner: first)
-    #expect(throws: Errno.noSuchFileOrDirectory) {
-      try iommu.unmap(iova: 0, size: page, owner: first)
-    }
-    try iommu.dmaWrite([1], to: 0)
-    try iommu.unmap(iova: 0, size: page, owner: second)
-    #expect(throws: DMAFault.self) { try iommu.dmaWrite([1], to: 0) }
-  }
-
-  @Test(arguments: Version.allCases)
-  func `a mapping that differs in anything, or may not be shared, fails with EEXIST`(
-    version: Version
-  ) throws {
-    let iommu = try version.open()
-    let memory = TestMemory(size: Int(page))
-    try iommu.map(4 * page, size: 2 * page, memory)
-    func again(
-      _ iova: UInt64 = 4, _ size: UInt64 = 2, offset: UInt64 = 0,
-      access: DMAAccess = [.read, .write], owner: DMAOwner = second, mayShare: Bool = true,
-      other: TestMemory? = nil
-    ) throws {
-      try iommu.map(
-        iova * page, size: size * page, offset: offset * page, access: access, owner: owner,
-        mayShare: mayShare, other ?? memory)
-    }
-    #expect(throws: Errno.fileExists) { try again(3, 3) }
-    #expect(throws: Errno.fileExists) { try again(4, 1) }
-    #expect(throws: Errno.fileExists) { try again(5, 1) }
-    #expect(throws: Errno.fileExists) { try again(offset: 1) }
-    #expect(throws: Errno.fileExists) { try again(access: .read) }
-    #expect(throws: Errno.fileExists) { try again(owner: first) }
-    #expect(throws: Errno.fileExists) { try again(mayShare: false) }
-    #expect(throws: Errno.fileExists) { try again(other: TestMemory(size: Int(page))) }
-    try again()
-  }
-
-  @Test(arguments: Version.allCases)
-  func `an identical mapping is shared even when no more may be made`(version: Version) throws {
-    let iommu = try version.open(IOMMULimits(apertures: [0...UInt64.max], mappings: 1))
-    let memory = TestMemory(size: Int(page))
-    try iommu.map(0, size: page, memory)
-    try iommu.map(0, size: page, owner: second, mayShare: true, memory)
-  }
-
-  @Test(arguments: Version.allCases)
   func `a container unmaps whatever is mapped, whoever did it`(version: Version) throws {
     let iommu = try version.open()
-    let memory = TestMemory(size: Int(page))
-    try iommu.map(0, size: page, memory)
-    try iommu.map(0, size: page, owner: second, mayShare: true, memory)
+    try iommu.map(0, size: page, TestMemory(size: Int(page)))
     #expect(try iommu.unmapDMA(0, size: page) == page)
     #expect(try iommu.availableMappings == 65535)
     #expect(throws: Errno.noSuchFileOrDirectory) {
-      try iommu.unmap(iova: 0, size: page, owner: second)
+      try iommu.unmap(iova: 0, size: page, owner: first)
     }
   }
 
   @Test(arguments: Version.allCases)
-  func `unmapping all of one owner leaves what others mapped or share`(version: Version) throws {
+  func `unmapping all of one owner leaves what others mapped`(version: Version) throws {
     let iommu = try version.open()
     let memory = TestMemory(size: Int(page))
     try iommu.mapDMA(0, size: page, from: TestSource(memory: memory))
-    try iommu.map(page, size: page, memory)
+    try iommu.map(page, size: page, owner: second, memory)
     try iommu.map(2 * page, size: 4 * page, memory)
-    try iommu.map(page, size: page, owner: second, mayShare: true, memory)
-    #expect(iommu.unmapAll(owner: first) == 5 * page)
+    #expect(iommu.unmapAll(owner: first) == 4 * page)
     #expect(iommu.unmapAll(owner: first) == 0)
     try iommu.dmaWrite([1], to: 0)
     try iommu.dmaWrite([1], to: page)
