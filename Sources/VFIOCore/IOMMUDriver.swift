@@ -18,10 +18,20 @@ public struct IOMMULimits: Sendable, Equatable {
   public var apertures: [ClosedRange<UInt64>]
   /// How many mappings may be alive at a time.
   public var mappings: Int
+  /// How many bytes may be mapped at a time, memory that is mapped twice counting twice: what
+  /// RLIMIT_MEMLOCK is to the kernel. Nil: any number.
+  public var lockedMemory: UInt64?
+  /// Bytes of the largest bitmap that an operation may answer with.
+  public var bitmapSize: Int
 
-  public init(apertures: [ClosedRange<UInt64>], mappings: Int) {
+  public init(
+    apertures: [ClosedRange<UInt64>], mappings: Int, lockedMemory: UInt64? = nil,
+    bitmapSize: Int = 256 << 20
+  ) {
     self.apertures = apertures
     self.mappings = mappings
+    self.lockedMemory = lockedMemory
+    self.bitmapSize = bitmapSize
   }
 
   /// As on a PC: 48 bits without the window of the MSI doorbells; 65,535 mappings, the kernel's

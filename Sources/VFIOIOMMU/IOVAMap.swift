@@ -1,98 +1,43 @@
-import VFIOCore
-
-/// A run of IOVA and the memory behind it.
-struct Mapping: Sendable {
-  let iova: UInt64
-  /// The last address, not the one behind it, which doesn't exist for a mapping that ends at 2^64.
-  let last: UInt64
-  let memory: any DMAMemory
-  /// Where the first byte is in `memory`.
-  let offset: UInt64
-  let access: DMAAccess
-  /// Who made it.
-  let owner: DMAOwner
-
-  /// Bytes; never 2^64, since a request's size has 64 bits.
-  var size: UInt64 { last &- iova &+ 1 }
-}
-
-/// The live mappings of a container, disjoint and ordered by IOVA.
+/// The live mappings of a container, disjoint and ordered by IOVA. Their addresses are multiples of
+/// 4 KiB.
 ///
-/// They are kept in sorted chunks of at most 128, found by the first address of each. A look-up is
-/// two binary searches; an insertion or removal moves the mappings of one chunk, and once in dozens
-/// the list of chunks, which stays fast for millions of mappings.
+/// They are kept in chunks of at most 127, found by the first address of each. A look-up is two
+/// binary searches; an insertion or removal moves at most a KiB of addresses and no mapping, and once
+/// in dozens the list of chunks, which stays fast for millions of mappings. What then takes the time
+/// is memory that isn't in the processor's cache, so each step touches as little of it as it can.
 struct IOVAMap {
   private(set) var count = 0
   private var chunks: [Chunk] = []
   /// The first address of each chunk.
   private var firsts: [UInt64] = []
-  /// Where the last look-up ended: a guess for the next, checked against what is there now.
-  private var hit = Position(chunk: 0, slot: 0)
-
-  private static let chunkCapacity = 128
-
-  /// Some mappings. Their addresses are apart, so that a search touches little memory.
-  private struct Chunk {
-    var starts: [UInt64]
-    var mappings: [Mapping]
-
-    init(_ mappings: [Mapping]) {
-      self.mappings = mappings
-      starts = mappings.map(\.iova)
-    }
-
-    mutating func insert(_ mapping: Mapping, at slot: Int) {
-      starts.insert(mapping.iova, at: slot)
-      mappings.insert(mapping, at: slot)
-    }
-
-    mutating func remove(at slot: Int) -> Mapping {
-      starts.remove(at: slot)
-      return mappings.remove(at: slot)
-    }
-
-    /// Removes and returns the mappings from a slot on.
-    mutating func split(at slot: Int) -> Chunk {
-      let upper = Chunk(Array(mappings[slot...]))
-      starts.removeSubrange(slot...)
-      mappings.removeSubrange(slot...)
-      return upper
-    }
-  }
 
   private struct Position {
     var chunk: Int
-    var slot: Int
+    var index: Int
   }
 
   /// How many chunks are allocated, which is what the map's memory depends on.
   var chunkCount: Int { chunks.count }
 
   /// All mappings, in the order of their addresses.
-  var all: some Sequence<Mapping> { chunks.lazy.flatMap(\.mappings) }
+  var all: some Sequence<Mapping> { chunks.lazy.flatMap(\.all) }
 
   /// The mapping that contains an address.
-  mutating func mapping(containing iova: UInt64) -> Mapping? {
-    if hit.chunk < chunks.count, hit.slot < chunks[hit.chunk].mappings.count {
-      let guess = chunks[hit.chunk].mappings[hit.slot]
-      if guess.iova <= iova, iova <= guess.last { return guess }
-    }
-    guard let position = lastPosition(startingBy: iova) else { return nil }
-    let mapping = chunks[position.chunk].mappings[position.slot]
-    guard iova <= mapping.last else { return nil }
-    hit = position
+  func mapping(containing iova: UInt64) -> Mapping? {
+    guard let position = lastPosition(startingBy: iova),
+      let mapping = chunks[position.chunk][position.index], iova <= mapping.last
+    else { return nil }
     return mapping
   }
 
   /// The mapping that contains an address, or else the first one behind it.
   func first(from iova: UInt64) -> Mapping? {
-    guard let position = lastPosition(startingBy: iova) else {
-      return chunks.first?.mappings.first
+    guard let position = lastPosition(startingBy: iova) else { return chunks.first?[0] }
+    if let mapping = chunks[position.chunk][position.index], iova <= mapping.last {
+      return mapping
     }
-    let mappings = chunks[position.chunk].mappings
-    if iova <= mappings[position.slot].last { return mappings[position.slot] }
-    if position.slot + 1 < mappings.count { return mappings[position.slot + 1] }
-    return position.chunk + 1 < chunks.count ? chunks[position.chunk + 1].mappings.first : nil
+    if let next = chunks[position.chunk][position.index + 1] { return next }
+    return position.chunk + 1 < chunks.count ? chunks[position.chunk + 1][0] : nil
   }
 
   /// Adds a mapping that overlaps none.
@@ -104,14 +49,10 @@ struct IOVAMap {
       return
     }
     let before = lastPosition(startingBy: mapping.iova)
-    let index = before?.chunk ?? 0
-    chunks[index].insert(mapping, at: before.map { $0.slot + 1 } ?? 0)
-    firsts[index] = chunks[index].starts[0]
-    if chunks[index].starts.count > Self.chunkCapacity {
-      let upper = chunks[index].split(at: Self.chunkCapacity / 2)
-      chunks.insert(upper, at: index + 1)
-      firsts.insert(upper.starts[0], at: index + 1)
-    }
+    let chunk = before?.chunk ?? 0
+    chunks[chunk].insert(mapping, at: before.map { $0.index + 1 } ?? 0)
+    if before == nil { firsts[0] = mapping.iova }
+    if chunks[chunk].count == Chunk.capacity { split(chunk) }
   }
 
   /// Removes and returns the mapping that starts at an address.
@@ -119,51 +60,118 @@ struct IOVAMap {
   mutating func remove(startingAt iova: UInt64) -> Mapping? {
     guard let position = position(startingAt: iova) else { return nil }
     count -= 1
-    let index = position.chunk
-    let mapping = chunks[index].remove(at: position.slot)
-    if let first = chunks[index].starts.first {
-      firsts[index] = first
-      mergeIfSmall(index)
-      if index > 0 { mergeIfSmall(index - 1) }
+    let chunk = position.chunk
+    let mapping = chunks[chunk].remove(at: position.index)
+    if chunks[chunk].count == 0 {
+      chunks.remove(at: chunk)
+      firsts.remove(at: chunk)
     } else {
-      chunks.remove(at: index)
-      firsts.remove(at: index)
+      if position.index == 0 { firsts[chunk] = chunks[chunk].start(at: 0) }
+      // Asked first, so that the neighbours aren't touched for nothing.
+      if chunks[chunk].count <= Chunk.capacity / 2 {
+        mergeIfSmall(chunk)
+        if chunk > 0 { mergeIfSmall(chunk - 1) }
+      }
     }
     return mapping
   }
 
+  private mutating func split(_ chunk: Int) {
+    let all = Array(chunks[chunk].all)
+    let upper = Chunk(all[(all.count / 2)...])
+    chunks[chunk] = Chunk(all[..<(all.count / 2)])
+    chunks.insert(upper, at: chunk + 1)
+    firsts.insert(upper.start(at: 0), at: chunk + 1)
+  }
+
   /// Joins a chunk with the next when both are small; without it, a client that leaves one mapping in
   /// each chunk would keep the memory of all.
-  private mutating func mergeIfSmall(_ index: Int) {
-    guard index + 1 < chunks.count,
-      chunks[index].starts.count + chunks[index + 1].starts.count <= Self.chunkCapacity / 2
+  private mutating func mergeIfSmall(_ chunk: Int) {
+    guard chunk + 1 < chunks.count,
+      chunks[chunk].count + chunks[chunk + 1].count <= Chunk.capacity / 2
     else { return }
-    chunks[index] = Chunk(chunks[index].mappings + chunks.remove(at: index + 1).mappings)
-    firsts.remove(at: index + 1)
+    firsts.remove(at: chunk + 1)
+    for mapping in chunks.remove(at: chunk + 1).all {
+      chunks[chunk].insert(mapping, at: chunks[chunk].count)
+    }
   }
 
   private func position(startingAt iova: UInt64) -> Position? {
     guard let position = lastPosition(startingBy: iova),
-      chunks[position.chunk].starts[position.slot] == iova
+      chunks[position.chunk].start(at: position.index) == iova
     else { return nil }
     return position
   }
 
   /// The last mapping that starts at or before an address.
   private func lastPosition(startingBy iova: UInt64) -> Position? {
-    let chunk = Self.countOfStarts(in: firsts, by: iova) - 1
+    let chunk = firsts.span.count(upTo: iova) - 1
     guard chunk >= 0 else { return nil }
-    return Position(
-      chunk: chunk, slot: Self.countOfStarts(in: chunks[chunk].starts, by: iova) - 1)
+    return Position(chunk: chunk, index: chunks[chunk].countOfStarts(by: iova) - 1)
+  }
+}
+
+/// Some mappings, in slots that they keep as long as they live.
+private struct Chunk {
+  static let capacity = 128
+  /// The bits of an address that are free to hold a slot, since mappings start at pages.
+  private static let slotMask: UInt64 = 0xFFF
+
+  private(set) var count = 0
+  /// The addresses of the mappings, ascending, each with the slot of its mapping in the low bits;
+  /// behind them the numbers of the free slots.
+  private var entries = (0..<UInt64(capacity)).map { $0 }
+  private var slots = [Mapping?](repeating: nil, count: capacity)
+
+  /// Takes mappings in the order of their addresses.
+  init(_ mappings: some Sequence<Mapping>) {
+    for mapping in mappings { insert(mapping, at: count) }
   }
 
-  /// How many of some ascending addresses are at or before `iova`.
-  private static func countOfStarts(in starts: [UInt64], by iova: UInt64) -> Int {
+  var all: some Sequence<Mapping> { (0..<count).lazy.compactMap { self[$0] } }
+
+  /// The mapping at a place in the order; nil behind the last one.
+  subscript(index: Int) -> Mapping? {
+    get { index < count ? slots[slot(at: index)] : nil }
+    set { slots[slot(at: index)] = newValue }
+  }
+
+  private func slot(at index: Int) -> Int { Int(entries[index] & Self.slotMask) }
+
+  func start(at index: Int) -> UInt64 { entries[index] & ~Self.slotMask }
+
+  mutating func insert(_ mapping: Mapping, at index: Int) {
+    let free = entries.remove(at: count)
+    entries.insert(mapping.iova | free, at: index)
+    count += 1
+    self[index] = mapping
+  }
+
+  mutating func remove(at index: Int) -> Mapping? {
+    let slot = slot(at: index)
+    entries.remove(at: index)
+    entries.append(UInt64(slot))
+    count -= 1
+    return slots[slot].take()
+  }
+
+  /// How many mappings start at or before an address.
+  func countOfStarts(by iova: UInt64) -> Int {
+    entries.span.extracting(first: count).count(upTo: iova | Self.slotMask)
+  }
+}
+
+extension Span<UInt64> {
+  /// How many of these ascending numbers are at most `bound`. Without branches, since a processor
+  /// can't guess them.
+  fileprivate func count(upTo bound: UInt64) -> Int {
     var low = 0
-    var high = starts.count
-    while low < high {
-      let middle = (low + high) / 2
-      if starts[middle] <= iova { low = middle + 1 } else { high = middle }
+    var rest = count
+    while rest > 0 {
+      let half = rest / 2
+      let isBelow = self[low + half] <= bound
+      low = isBelow ? low + half + 1 : low
+      rest = isBelow ? rest - half - 1 : half
     }
     return low
   }

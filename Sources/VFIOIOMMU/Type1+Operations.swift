@@ -21,16 +21,31 @@ extension Type1 {
   ) throws(Errno) -> OperationResult {
     let minimumSize: UInt32 = 32
     let argumentSize: UInt32 = try argument.field(at: 0)
-    let access = DMAAccess(rawValue: try argument.field(at: 4))
+    let flags: UInt32 = try argument.field(at: 4)
     let mapping = DMAMapping(
       iova: try argument.field(at: 16), size: try argument.field(at: 24),
-      offset: try argument.field(at: 8), access: access, owner: .container)
-    // VFIO_DMA_MAP_FLAG_VADDR is unknown, too: it belongs to VFIO_UPDATE_VADDR.
-    guard argumentSize >= minimumSize, access.isSubset(of: [.read, .write]) else {
-      throw .invalidArgument
-    }
+      offset: try argument.field(at: 8), access: DMAAccess(rawValue: flags), owner: .container)
+    guard argumentSize >= minimumSize, flags & ~MapFlag.all == 0 else { throw .invalidArgument }
+    if flags & MapFlag.virtualAddress != 0 { throw updateAddressError(mapping) }
     try map(mapping, from: source)
     return OperationResult()
+  }
+
+  /// What `VFIO_DMA_MAP_FLAG_VADDR` gets. It gives a mapping an address anew whose old one was
+  /// declared invalid, and no mapping ever is one of those.
+  private func updateAddressError(_ mapping: DMAMapping) -> Errno {
+    guard mapping.size > 0 else { return .invalidArgument }
+    let (last, wraps) = mapping.iova.addingReportingOverflow(mapping.size - 1)
+    guard !wraps, !mapping.offset.addingReportingOverflow(mapping.size - 1).overflow else {
+      return .overflow
+    }
+    guard mapping.access.isDisjoint(with: [.read, .write]),
+      (mapping.iova | mapping.offset | mapping.size).isMultiple(of: Self.pageSize)
+    else { return .invalidArgument }
+    let isMapped = state.withLock { state in
+      state.map.first(from: mapping.iova).map { $0.iova <= last } ?? false
+    }
+    return isMapped ? .invalidArgument : .noSuchFileOrDirectory
   }
 
   /// `struct vfio_iommu_type1_dma_unmap`: u32 argsz, u32 flags, u64 iova, u64 size, and with
@@ -43,7 +58,8 @@ extension Type1 {
     let iova: UInt64 = try argument.field(at: 8)
     let size: UInt64 = try argument.field(at: 16)
     guard argumentSize >= minimumSize,
-      [0, UnmapFlag.all, UnmapFlag.getDirtyBitmap].contains(flags)
+      flags == UnmapFlag.getDirtyBitmap
+        || flags & ~(UnmapFlag.all | UnmapFlag.virtualAddress) == 0
     else { throw .invalidArgument }
     var structureSize = minimumSize
     var reportPageSize: UInt64?
@@ -53,6 +69,8 @@ extension Type1 {
       reportPageSize = try checkBitmap(argument, at: minimumSize, range: size)
     }
 
+    // As the kernel, where devices are emulated: they hold on to the addresses.
+    guard flags & UnmapFlag.virtualAddress == 0 else { throw .resourceBusy }
     guard iova.isMultiple(of: Self.pageSize) else { throw .invalidArgument }
     var last = UInt64.max
     if flags == UnmapFlag.all {
@@ -84,11 +102,12 @@ extension Type1 {
           guard state.dirtyPages != nil, reportPageSize == Self.pageSize else {
             throw .invalidArgument
           }
+          try checkRoom(forBitmapOf: range)
         }
         if splittingIsError { try state.map.checkNotSplit(by: range) }
         var removed: [Mapping] = []
         while let mapping = state.map.first(from: range.lowerBound), range.contains(mapping.iova) {
-          state.map.remove(startingAt: mapping.iova)
+          state.remove(mapping)
           removed.append(mapping)
         }
         return removed
@@ -96,14 +115,13 @@ extension Type1 {
       if let first = removed.first, let last = removed.last {
         iotlb.invalidate(first.iova...last.last)
       }
-      guard isTracking.load(ordering: .relaxed) else { return (removed, []) }
-      // Transfers have marked pages until now.
-      return state.withLock { state in
-        let bitmap =
-          reportPageSize == nil ? [] : state.dirtyPages?.takeBitmap(Self.pages(range)) ?? []
-        for mapping in removed { state.dirtyPages?.clear(Self.pages(mapping.iova...mapping.last)) }
-        return (removed, bitmap)
+      // Transfers may have marked pages until now.
+      var bitmap: [UInt8]?
+      if reportPageSize != nil {
+        bitmap = state.withLock { $0.dirtyPages?.takeBitmap(Self.pages(range)) }
       }
+      forgetDirtyPages(removed)
+      return (removed, bitmap ?? [])
     }
   }
 
@@ -159,8 +177,15 @@ extension Type1 {
     return try state.withLock { (state) throws(Errno) in
       guard state.dirtyPages != nil else { throw .invalidArgument }
       try state.map.checkNotSplit(by: iova...last)
+      try checkRoom(forBitmapOf: iova...last)
       return state.dirtyPages?.takeBitmap(Self.pages(iova...last)) ?? []
     }
+  }
+
+  /// `ENOMEM` if a range's bitmap is larger than the answer may be.
+  private func checkRoom(forBitmapOf range: ClosedRange<UInt64>) throws(Errno) {
+    let pages = (range.upperBound - range.lowerBound) / Self.pageSize + 1
+    guard DirtyPages.bitmapSize(pages: pages) <= limits.bitmapSize else { throw .noMemory }
   }
 
   /// `struct vfio_bitmap`: u64 pgsize, u64 size in bytes, a pointer.
@@ -186,7 +211,7 @@ extension Type1 {
 
 extension IOVAMap {
   /// `EINVAL` when one end of a range is inside a mapping.
-  fileprivate mutating func checkNotSplit(by range: ClosedRange<UInt64>) throws(Errno) {
+  fileprivate func checkNotSplit(by range: ClosedRange<UInt64>) throws(Errno) {
     if let mapping = mapping(containing: range.lowerBound), mapping.iova != range.lowerBound {
       throw .invalidArgument
     }

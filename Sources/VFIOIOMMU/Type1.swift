@@ -27,8 +27,21 @@ final class Type1: IOMMU {
   struct State {
     var map = IOVAMap()
     var groups: [IOMMUGroup] = []
+    /// Pages of all mappings. Counted in pages, since all of 64 bits has 2^64 bytes.
+    var lockedPages: UInt64 = 0
     /// The pages written since they were last reported; nil while tracking is off.
     var dirtyPages: DirtyPages?
+
+    mutating func insert(_ mapping: Mapping) {
+      map.insert(mapping)
+      lockedPages += mapping.pages
+    }
+
+    /// Whoever has the mapping lets go of it after unlocking, because the end of its memory may take long.
+    mutating func remove(_ mapping: Mapping) {
+      guard map.remove(startingAt: mapping.iova) != nil else { return }
+      lockedPages -= mapping.pages
+    }
   }
 
   init(version: Version, _ limits: IOMMULimits) {
@@ -80,6 +93,7 @@ final class Type1: IOMMU {
   /// - `ENOSPC`: as many mappings are alive as may be;
   /// - `EINVAL`: the range isn't inside one of the apertures;
   /// - what `source` throws;
+  /// - `ENOMEM`: it would be more memory than the container may lock;
   /// - `EINVAL`: dirty pages are tracked, and the mapping has more than 2^31 - 1.
   ///
   /// `source` is asked while nothing else can take the place.
@@ -93,9 +107,13 @@ final class Type1: IOMMU {
     else { throw .invalidArgument }
 
     try changes.withLock { _ throws(Errno) in
-      let next = state.withLock { $0.map.first(from: request.iova) }
+      let (next, count, lockedPages, isTracking) = state.withLock { state in
+        (
+          state.map.first(from: request.iova), state.map.count, state.lockedPages,
+          state.dirtyPages != nil
+        )
+      }
       if let next, next.iova <= last { throw .fileExists }
-      let (count, isTracking) = state.withLock { ($0.map.count, $0.dirtyPages != nil) }
       guard count < limits.mappings else { throw .noSpace }
       guard limits.apertures.contains(where: { $0.contains(request.iova) && $0.contains(last) })
       else { throw .invalidArgument }
@@ -104,8 +122,11 @@ final class Type1: IOMMU {
       let mapping = Mapping(
         iova: request.iova, last: last, memory: memory, offset: request.offset,
         access: request.access, owner: request.owner)
+      if let limit = limits.lockedMemory {
+        guard mapping.pages <= limit / Self.pageSize - lockedPages else { throw .noMemory }
+      }
       guard !isTracking || mapping.canTrackDirtyPages else { throw .invalidArgument }
-      state.withLock { $0.map.insert(mapping) }
+      state.withLock { $0.insert(mapping) }
     }
   }
 
@@ -115,11 +136,11 @@ final class Type1: IOMMU {
         guard let mapping = state.map.first(from: iova), mapping.iova == iova,
           mapping.size == size, mapping.owner == owner
         else { throw .noSuchFileOrDirectory }
-        // It is returned, because the end of its memory may take long.
-        state.map.remove(startingAt: iova)
+        state.remove(mapping)
         return mapping
       }
-      forget(mapping.iova...mapping.last)
+      iotlb.invalidate(mapping.iova...mapping.last)
+      forgetDirtyPages([mapping])
     }
   }
 
@@ -127,28 +148,20 @@ final class Type1: IOMMU {
     changes.withLock { _ in
       let removed = state.withLock { state in
         let removed = state.map.all.filter { $0.owner == owner }
-        for mapping in removed { state.map.remove(startingAt: mapping.iova) }
+        for mapping in removed { state.remove(mapping) }
         return removed
       }
       if !removed.isEmpty { iotlb.invalidate(0...UInt64.max) }
-      for mapping in removed { forgetDirtyPages(mapping.iova...mapping.last) }
+      forgetDirtyPages(removed)
       return removed.totalSize
     }
   }
 
-  /// Called when mappings in a range have gone: returns when no transfer uses them.
-  private func forget(_ range: ClosedRange<UInt64>) {
-    iotlb.invalidate(range)
-    forgetDirtyPages(range)
-  }
-
   /// Transfers may have marked pages until they were invalidated, so this comes afterwards.
-  private func forgetDirtyPages(_ range: ClosedRange<UInt64>) {
+  func forgetDirtyPages(_ removed: [Mapping]) {
     guard isTracking.load(ordering: .relaxed) else { return }
     state.withLock { state in
-      guard state.map.first(from: range.lowerBound).map({ $0.iova > range.upperBound }) ?? true
-      else { return }
-      state.dirtyPages?.clear(Self.pages(range))
+      for mapping in removed { state.dirtyPages?.clear(Self.pages(mapping.iova...mapping.last)) }
     }
   }
 
@@ -169,8 +182,10 @@ final class Type1: IOMMU {
 }
 
 extension Mapping {
+  var pages: UInt64 { size / Type1.pageSize }
+
   /// Whether a bitmap can have a bit for each of its pages.
-  var canTrackDirtyPages: Bool { size / Type1.pageSize <= DirtyPages.maximumPages }
+  var canTrackDirtyPages: Bool { pages <= DirtyPages.maximumPages }
 }
 
 extension Sequence<Mapping> {

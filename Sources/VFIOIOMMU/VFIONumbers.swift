@@ -42,12 +42,22 @@ enum InfoCapability {
   static let dmaAvailable: UInt16 = 3
 }
 
-/// `VFIO_DMA_UNMAP_FLAG_*`, without the one that belongs to `VFIO_UPDATE_VADDR`.
+/// `VFIO_DMA_MAP_FLAG_*` beside those of `DMAAccess`.
+enum MapFlag {
+  /// `VFIO_DMA_MAP_FLAG_VADDR`.
+  static let virtualAddress: UInt32 = 4
+  /// The two of `DMAAccess`, and this.
+  static let all: UInt32 = 7
+}
+
+/// `VFIO_DMA_UNMAP_FLAG_*`.
 enum UnmapFlag {
   /// `VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP`.
   static let getDirtyBitmap: UInt32 = 1
   /// `VFIO_DMA_UNMAP_FLAG_ALL`.
   static let all: UInt32 = 2
+  /// `VFIO_DMA_UNMAP_FLAG_VADDR`, which belongs to `VFIO_UPDATE_VADDR`.
+  static let virtualAddress: UInt32 = 4
 }
 
 /// `VFIO_IOMMU_DIRTY_PAGES_FLAG_*`; a request has exactly one.

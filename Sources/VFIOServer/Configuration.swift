@@ -80,6 +80,8 @@ public struct Configuration: Sendable, Equatable {
     public var mappings = IOMMULimits.pc.mappings
     /// Seconds in which a client must answer a DMA_READ or DMA_WRITE, before the transfer faults.
     public var dmaTimeout = 5
+    /// Bytes that a container may have mapped at a time; nil for no limit.
+    public var lockedMemory: UInt64?
     /// Bytes of replies that wait for a client which doesn't read.
     public var queuedReplies = 4 << 20
 

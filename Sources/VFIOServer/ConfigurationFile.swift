@@ -252,10 +252,13 @@ private func limits(_ reader: JSONReader) throws(JSONError) -> Configuration.Lim
         ("dma_timeout", \.dmaTimeout, 1...3600),
         ("queued_replies", \.queuedReplies, 64 << 10...1 << 30),
       ]
-  try reader.requireFields(among: fields.map(\.name) + ["apertures"])
+  try reader.requireFields(among: fields.map(\.name) + ["locked_memory", "apertures"])
   var limits = Configuration.Limits()
   for (name, field, range) in fields {
     limits[keyPath: field] = try reader[name].integer(in: range, default: limits[keyPath: field])
+  }
+  if reader["locked_memory"].exists {
+    limits.lockedMemory = try reader["locked_memory"].integer(in: 4096...UInt64.max)
   }
   if reader["apertures"].exists { limits.apertures = try apertures(reader["apertures"]) }
   guard limits.queuedReplies >= limits.maxDataTransferSize else {

@@ -123,6 +123,8 @@ extension Configuration.Limits {
 
   /// What a container's IOMMU may hold.
   var iommu: IOMMULimits {
-    IOMMULimits(apertures: apertures, mappings: mappings)
+    IOMMULimits(
+      apertures: apertures, mappings: mappings, lockedMemory: lockedMemory,
+      bitmapSize: queuedReplies)
   }
 }

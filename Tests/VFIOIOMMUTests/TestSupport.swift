@@ -187,3 +187,26 @@ struct SeededGenerator: RandomNumberGenerator {
     return value ^ (value >> 31)
   }
 }
+
+/// Transfers of the tests that compare with a model: what was transferred, and where it faulted.
+extension DMA {
+  func reads(_ iova: UInt64, count: Int) -> ([UInt8], fault: UInt64?) {
+    var bytes = [UInt8](repeating: 0, count: count)
+    var span = bytes.mutableSpan
+    do throws(DMAFault) {
+      try read(iova, into: &span)
+      return (bytes, nil)
+    } catch {
+      return (Array(bytes.prefix(error.completed)), error.iova)
+    }
+  }
+
+  func writes(_ bytes: [UInt8], to iova: UInt64) -> ([UInt8], fault: UInt64?) {
+    do throws(DMAFault) {
+      try write(bytes.span, to: iova)
+      return (bytes, nil)
+    } catch {
+      return (Array(bytes.prefix(error.completed)), error.iova)
+    }
+  }
+}

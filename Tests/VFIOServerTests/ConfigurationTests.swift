@@ -138,7 +138,7 @@ private func group(_ fields: String) -> String {
       #"{"limits": {"speed": 1}}"#,
       #"limits: unknown field "speed"; known are connections, message_descriptors, "#
         + "undelivered_descriptors, max_data_xfer_size, mappings, dma_timeout, "
-        + "queued_replies, apertures"
+        + "queued_replies, locked_memory, apertures"
     ),
   ])
   func `with an unknown field is refused`(text: String, sentence: String) {
