@@ -23,7 +23,15 @@ final class ClientRequests: Sendable {
     var waiting: [UInt16: ClientRequest] = [:]
   }
 
-  init(_ socket: Socket) { state = Mutex(State(socket: socket)) }
+  private let tracepoint: Tracepoint?
+  /// By which traces know the connection.
+  private let number: UInt64
+
+  init(_ socket: Socket, _ tracepoint: Tracepoint?, number: UInt64) {
+    state = Mutex(State(socket: socket))
+    self.tracepoint = tracepoint
+    self.number = number
+  }
 
   private var socket: Socket? { state.withLock { $0.socket } }
 
@@ -63,6 +71,11 @@ final class ClientRequests: Sendable {
       var span = bytes.mutableSpan
       header.write(to: &span, at: 0)
       state.unsent += bytes + request.body
+      // Before the reply can come, and its record.
+      if let tracepoint, tracepoint.isWatched {
+        tracepoint.record(.sent, on: number, header, request.body.span, descriptors: 0)
+        tracepoint.flush()
+      }
       _ = try? sendUnsent(&state, socket)
       return id
     }

@@ -31,8 +31,8 @@ final class Connection: @unchecked Sendable {
     openSocket = Mutex(socket)
     self.session = session
     self.whenClosed = whenClosed
-    requests = ClientRequests(socket)
-    exchange = Exchange(session, requests, limits)
+    requests = ClientRequests(socket, session.tracepoint, number: number)
+    exchange = Exchange(session, requests, number: number, limits)
     session.connected(requests)
   }
 
@@ -54,6 +54,7 @@ final class Connection: @unchecked Sendable {
   /// Ends the session and closes the socket.
   func close() {
     requests.close()
+    session.tracepoint?.recordClosed(number)
     session.close()
     whenClosed()
     openSocket.withLock { $0 = nil }

@@ -25,6 +25,7 @@ final class DeviceSession: Session {
   private var isBusy = false
   /// The reply to a change of the device's state, which waits for what the device had begun.
   private var later: Later?
+  let tracepoint: Tracepoint?
 
   /// A descriptor from a group.
   init(_ service: Service, _ device: OpenDevice, number: UInt64) {
@@ -34,6 +35,7 @@ final class DeviceSession: Session {
     owner = DMAOwner(number: number)
     messages = MessageMemory(service)
     way = nil
+    tracepoint = service.topology.tracepoint(of: device.name)
   }
 
   /// A connection to a device's own socket; it takes its group at VERSION.
@@ -43,6 +45,7 @@ final class DeviceSession: Session {
     self.way = way
     owner = DMAOwner(number: number)
     messages = MessageMemory(service)
+    tracepoint = service.topology.tracepoint(of: way.device)
   }
 
   var isFinished: Bool { version.isRefused || isBusy }
@@ -142,7 +145,8 @@ final class DeviceSession: Session {
     }
     if version.hasTwin {
       let twin = TwinSession(
-        messages, limit: version.clientTransferLimit, messageLimit: service.limits.messageSize)
+        messages, limit: version.clientTransferLimit, messageLimit: service.limits.messageSize,
+        tracepoint)
       do throws(Errno) {
         reply.attach(try service.handOut(twin, number: service.nextNumber()))
       } catch {

@@ -19,6 +19,11 @@ struct Exchange {
   private var waiting: (request: Header, later: Later)?
   private let requests: ClientRequests
   private let limits: ConnectionLimits
+  private let tracepoint: Tracepoint?
+  /// By which traces know the connection.
+  private let number: UInt64
+  /// Somebody watches this turn.
+  private var isTraced = false
 
   enum State {
     /// All that has arrived is answered.
@@ -42,9 +47,13 @@ struct Exchange {
   /// The reply that is to come.
   var later: Later? { waiting?.later }
 
-  init(_ session: any Session, _ requests: ClientRequests, _ limits: ConnectionLimits) {
+  init(
+    _ session: any Session, _ requests: ClientRequests, number: UInt64, _ limits: ConnectionLimits
+  ) {
     self.requests = requests
     self.limits = limits
+    self.number = number
+    tracepoint = session.tracepoint
     input = Input(limit: session.messageLimit, descriptorLimit: limits.messageDescriptors)
   }
 
@@ -74,6 +83,9 @@ struct Exchange {
     _ session: any Session, _ socket: Socket, wait: Bool, _ settle: () -> Void
   ) throws(Errno) -> State {
     while true {
+      isTraced = tracepoint?.isWatched ?? false
+      // After the replies, which nobody has to wait longer for.
+      defer { if isTraced { tracepoint?.flush() } }
       let more = handleMessages(session, socket, most: wait ? Int.max : Self.turn, settle)
       if more == .never { isEnding = true }
       guard try flush(socket, wait: wait) else { return .blocked }
@@ -106,20 +118,21 @@ struct Exchange {
       case .incomplete:
         return .no
       case .impossible(let header):
-        if !header.flags.contains(.noReply) {
-          output.begin(replyTo: header)
-          output.fail(UInt32(bitPattern: Errno.invalidArgument.rawValue))
-        }
+        if isTraced { trace(header, 0..<0) }
+        output.begin(replyTo: header)
+        finish(header, .failure(.invalidArgument))
         return .never
       case .message(let header, let body, let descriptors, let damaged):
         if header.flags.intersection(.type) == .reply, session.takesReplies,
           header.command == .dmaRead || header.command == .dmaWrite
         {
+          if isTraced { trace(header, body, descriptors.count) }
           let bytes = input.bytes
           requests.received(header, bytes.span.extracting(body))
           continue
         }
         if isDeaf, !session.outlivesClient(header.command) { continue }
+        if isTraced { trace(header, body, descriptors.count) }
         settle()
         var request = Request(header: header, descriptors: descriptors, sender: sender)
         request.mayHandOut = mayHandOut(socket)
@@ -148,13 +161,25 @@ struct Exchange {
 
   /// Completes the reply to `request`, if it wants one.
   private mutating func finish(_ request: Header, _ outcome: Result<Void, Errno>) {
+    var descriptors = 0
     if request.flags.contains(.noReply) {
       output.discard()
     } else if case .failure(let error) = outcome {
       output.fail(UInt32(bitPattern: error.rawValue))
     } else {
-      undelivered += output.finish()
+      descriptors = output.finish()
     }
+    undelivered += descriptors
+    if isTraced {
+      output.withLatest { tracepoint?.recordSent($0, on: number, descriptors: descriptors) }
+    }
+  }
+
+  /// Lets those who watch see a message that has arrived.
+  private func trace(_ header: Header, _ body: Range<Int>, _ descriptors: Int = 0) {
+    let bytes = input.bytes
+    tracepoint?.record(
+      .received, on: number, header, bytes.span.extracting(body), descriptors: descriptors)
   }
 
   /// Whether the client has collected enough of the descriptors it was sent to be sent another one.

@@ -134,9 +134,13 @@ final class TwinSession: Session {
   private let limit: UInt64
   private var requests: ClientRequests?
   let messageLimit: Int
+  let tracepoint: Tracepoint?
 
   /// `limit` is the client's `max_data_xfer_size`.
-  init(_ memory: MessageMemory, limit: UInt64, messageLimit: Int) {
+  init(
+    _ memory: MessageMemory, limit: UInt64, messageLimit: Int, _ tracepoint: Tracepoint?
+  ) {
+    self.tracepoint = tracepoint
     self.memory = memory
     self.limit = limit
     self.messageLimit = messageLimit

@@ -39,13 +39,25 @@ final class RootSession: Session {
     case .getTopology: try getTopology(body, &reply)
     case .getExternalUser: try getExternalUser(request, &reply)
     case .addDevice, .removeDevice, .bindDriver, .unbindDriver:
-      guard peer.user == 0 || peer.user == effectiveUser() else { throw .notPermitted }
+      try requireAdministrator()
       guard let administered = try AdministratorRequest(request.header.command, body) else {
         throw .inappropriateIOCTLForDevice
       }
       later = administration.request(administered)
+    case .trace:
+      try requireAdministrator()
+      guard request.mayHandOut else { throw .tooManyReferences }
+      reply.attach(try service.trace(try body.string()))
+    case .getDevice:
+      try requireAdministrator()
+      let device = try service.describe(try body.string())
+      reply.append(Array(device.text.utf8) + [0])
     default: throw .inappropriateIOCTLForDevice
     }
+  }
+
+  private func requireAdministrator() throws(Errno) {
+    guard peer.user == 0 || peer.user == effectiveUser() else { throw .notPermitted }
   }
 
   private func openContainer(_ request: Request, _ reply: inout Output) throws(Errno) {

@@ -23,6 +23,8 @@ final class Service: Sendable {
   /// By the cookie of the client's end: "is this really our descriptor?". Guards itself; a leaf.
   private let handedOut = Mutex<[UInt64: HandedOut]>([:])
   private let lastNumber = Atomic<UInt64>(0)
+  /// How many traces there are.
+  let traces = Atomic(0)
 
   /// An object that clients may name by its descriptor.
   enum HandedOut: Sendable {

@@ -33,6 +33,9 @@ protocol Session: AnyObject {
   /// The session has found its device, and goes on on a loop of its own.
   var wantsOwnLoop: Bool { get }
 
+  /// Where its messages can be seen; nil for what isn't traced.
+  var tracepoint: Tracepoint? { get }
+
   /// The peer has gone, or the server stops: does what the kernel's `release` does. Called once.
   func close()
 }
@@ -44,6 +47,7 @@ extension Session {
   func connected(_ requests: ClientRequests) {}
   var takesReplies: Bool { false }
   var wantsOwnLoop: Bool { false }
+  var tracepoint: Tracepoint? { nil }
 }
 
 /// A message, without its body.

@@ -24,6 +24,8 @@ final class Topology: Sendable {
     var socket: String
     /// Serves that socket while a VFIO driver is bound.
     var listener: Listener?
+    /// Where its messages can be seen, as long as it is there.
+    let tracepoint = Tracepoint()
   }
 
   /// Owner and mode of a group, as the file `/dev/vfio/26` has them.
@@ -61,6 +63,8 @@ final class Topology: Sendable {
     return nil
   }
 
+  func tracepoint(of name: String) -> Tracepoint? { find(name)?.1.tracepoint }
+
   /// Adds a group without devices; the one of that number if it is there.
   func addGroup(_ id: UInt32, _ access: Access) -> Group {
     state.withLock { groups in
@@ -77,6 +81,7 @@ final class Topology: Sendable {
 
   /// Removes a device, and its group with the last one.
   func remove(_ name: String) {
+    tracepoint(of: name)?.close()
     state.withLock { groups in
       for index in groups.indices { groups[index].devices.removeAll { $0.bus.name == name } }
       groups.removeAll { $0.devices.isEmpty }

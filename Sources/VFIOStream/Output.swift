@@ -64,6 +64,11 @@ public struct Output: Sendable {
     current.descriptors = []
   }
 
+  /// The message that `finish` or `fail` has just completed; no bytes after `discard`.
+  public func withLatest(_ body: (Span<UInt8>) -> Void) {
+    body(bytes.span.extracting(current.start..<end))
+  }
+
   public mutating func append(_ value: UInt16) {
     let offset = advance(2)
     var all = bytes.mutableSpan
