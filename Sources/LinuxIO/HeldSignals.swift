@@ -4,7 +4,7 @@ import Glibc
 /// thread, which then holds them too: none is lost, however early it comes.
 ///
 /// A Dispatch source would not do: it misses what comes before it is registered.
-public struct HeldSignals {
+public struct HeldSignals: Sendable {
   private var set = sigset_t()
 
   public init(_ numbers: [CInt]) {

@@ -21,7 +21,7 @@ struct List: ParsableCommand {
       var table = Table(
         "GROUP", "OWNER", "MODE", "VIABLE", "IN USE BY", "DEVICE", "MODEL", "DRIVER")
       for group in try vfio.topology().groups {
-        let users = group.users.map(Self.process).joined(separator: ", ")
+        let users = group.users.map(processName).joined(separator: ", ")
         for (index, device) in group.devices.enumerated() {
           let isFirst = index == 0
           table.add(
@@ -34,11 +34,6 @@ struct List: ParsableCommand {
       }
       print(table.text)
     }
-  }
-
-  private static func process(_ number: Int32) -> String {
-    guard let name = try? readFile("/proc/\(number)/comm", limit: 256) else { return "\(number)" }
-    return "\(number) (\(String(decoding: name.dropLast(), as: UTF8.self)))"
   }
 }
 

@@ -18,12 +18,17 @@ struct VFIOCtl: ParsableCommand {
         vfioctl bind 0000:08:00.1 e1000     and undoes it
         vfioctl add 29 '{"address": "0000:09:00.0", "model": "edu"}'
         vfioctl remove 0000:09:00.0 --timeout 5
+        vfioctl trace 0000:06:0d.0          its messages, as they come
+        vfioctl lspci -v 0000:06:0d.0       what the device says of itself
+        vfioctl region read 0000:06:0d.0 bar0 0
+        vfioctl irq 0000:06:0d.0
 
       For completion: vfioctl --generate-completion-script bash (or zsh).
       """,
     version: "0.1.0",
     subcommands: [
       List.self, Demo.self, Bind.self, Unbind.self, Add.self, Remove.self, Info.self,
+      TraceCommand.self, ListPCI.self, RegionCommand.self, InterruptCommand.self,
     ])
 }
 
