@@ -278,6 +278,8 @@ def test_only_the_administrator_may(server: Server) -> None:
                 lambda root: root.remove_device(STUB),
                 lambda root: root.bind_driver(STUB, "vfio-pci"),
                 lambda root: root.unbind_driver(STUB),
+                lambda root: root.trace(SCRATCH).close(),
+                lambda root: root.device(SCRATCH),
             ]
             for call in calls:
                 with pytest.raises(vfiod.VFIOError) as caught:
@@ -285,7 +287,7 @@ def test_only_the_administrator_may(server: Server) -> None:
                 answers.append(caught.value.errno)
         return answers
 
-    assert in_child(work) == (0, [errno.EPERM] * 4)
+    assert in_child(work) == (0, [errno.EPERM] * 6)
 
 
 def test_a_quarantined_group_lives_again_once_it_was_closed(root: vfiod.Root) -> None:

@@ -128,6 +128,7 @@ STRUCTURES = {
     ("CONTAINER_MMAP", "request"): wire.CONTAINER_MMAP,
     ("DMA_READ", "request"): wire.DMA_ACCESS,
     ("DMA_WRITE", "request"): wire.DMA_ACCESS,
+    ("TRACE_RECORD", "request"): wire.TRACE_RECORD,
     ("VERSION", "request"): wire.VERSION,
     ("VERSION", "reply"): wire.VERSION,
 }

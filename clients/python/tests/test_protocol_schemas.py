@@ -201,6 +201,17 @@ def test_the_topology_is_as_its_schema_says(server: Server) -> None:
             assert not is_topology({"groups": [{k: v for k, v in group_.items() if k != name}]})
 
 
+def test_a_servers_descriptions_of_its_devices_are_as_their_schema_says(server: Server) -> None:
+    file = "device.schema.json"
+    with server.connect() as root:
+        for group in root.topology()["groups"]:
+            for device in group["devices"]:
+                if device["driver"] == "vfio-pci":
+                    assert is_valid(root.device(device["address"]), SCHEMAS[file], file)
+    assert not is_valid({"regions": [], "interrupts": []}, SCHEMAS[file], file)
+    assert not is_valid({"regions": [], "interrupts": [], "config": "0"}, SCHEMAS[file], file)
+
+
 def is_request(name: str, text: str) -> bool:
     file = "administration.schema.json"
     return is_valid(json.loads(text), SCHEMAS[file]["$defs"][name], file)

@@ -128,6 +128,8 @@ def test_every_command_that_is_served_has_a_vector_in_which_it_succeeds() -> Non
     served = {name for name, command in COMMANDS.items() if command["served"]}
     # type1 has no read, write and mmap, and no other driver is there.
     served -= {"CONTAINER_READ", "CONTAINER_WRITE", "CONTAINER_MMAP"}
+    # What the server sends by itself has no reply.
+    served -= {name for name, command in COMMANDS.items() if command["direction"] == "server"}
     assert served == {step["command"] for step in exchanges() if "reply" in step}
 
 

@@ -7,6 +7,7 @@ from .errors import Disconnected, VFIOError
 from .irq import EventFD
 from .memory import DMAMemory, Memory
 from .region import MappedArea, Region, RegionInfo
+from .trace import Trace, TraceEvent, TraceRecord
 from .wire import (
     IRQ,
     Command,
@@ -50,6 +51,9 @@ __all__ = [
     "RegionFlags",
     "RegionInfo",
     "Root",
+    "Trace",
+    "TraceEvent",
+    "TraceRecord",
     "VFIOError",
     "connect",
 ]

@@ -14,41 +14,15 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from . import wire
 from .connection import Connection, Descriptor, HasFileno, Message, negotiate, unpack
 from .device import Device
+from .handle import Handle, Self
 from .memory import DMAMemory, Memory
+from .trace import Trace
 from .wire import S64, U32, U64, DMAFlags, GroupStatus, IOMMUInfo, Operation
-
-Self = TypeVar("Self", bound="Handle")
-
-
-class Handle:
-    """A connection with the operations of one kind of object."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def fileno(self) -> int:
-        return self.connection.fileno()
-
-    @property
-    def closed(self) -> bool:
-        return self.connection.closed
-
-    def close(self) -> None:
-        self.connection.close()
-
-    def __enter__(self: Self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class IOCTLResult(NamedTuple):
@@ -143,6 +117,20 @@ class Root(Handle):
         if driver is not None:
             arguments["driver"] = driver
         self._administer(Operation.UNBIND_DRIVER, arguments, timeout)
+
+    def trace(self, device: str) -> Trace:
+        """Watches a device's messages, on all its connections. ENODEV without such a device, EMFILE
+        when the server has as many traces as it may."""
+        return Trace(self._adopt(self.connection.request(Operation.TRACE, device.encode() + b"\0")))
+
+    def device(self, name: str) -> Any:
+        """What a device is, as the server describes it: its regions, its interrupts, and its
+        configuration space in hexadecimal digits. The device may be in use, and doesn't notice.
+
+        ENODEV without such a device, or when it is bound to no VFIO driver.
+        """
+        reply = self.connection.call(Operation.GET_DEVICE, name.encode() + b"\0")
+        return json.loads(reply.rstrip(b"\0"))
 
     def _administer(
         self, operation: Operation, arguments: Mapping[str, Any], wait: float = 0

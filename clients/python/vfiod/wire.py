@@ -100,6 +100,9 @@ class Operation(enum.IntEnum):
     CONTAINER_READ = 0x4020
     CONTAINER_WRITE = 0x4021
     CONTAINER_MMAP = 0x4022
+    TRACE = 0x4030
+    GET_DEVICE = 0x4031
+    TRACE_RECORD = 0x4032
 
 
 def name(command: int) -> str:
@@ -389,3 +392,9 @@ def iommu_info(structure: bytes) -> IOMMUInfo:
         elif capability.id == IOMMU_CAP_DMA_AVAIL:
             (available,) = U32.unpack_from(capability.data)
     return IOMMUInfo(page_sizes, ranges, available)
+
+
+# Traces ------------------------------------------------------------------------------------------
+
+TRACE_RECORD = Struct("=QQII")
+"""Time, connection, event, count; then the beginning of a message."""
