@@ -75,6 +75,9 @@ let package = Package(
       dependencies: ["VFIOClient", "VFIOServer", "VFIOWire", "LinuxIO", "Locks", logging],
       swiftSettings: settings),
     .testTarget(
+      name: "VFIOCtlTests", dependencies: ["vfioctl", "VFIOClient", "JSON"],
+      swiftSettings: settings),
+    .testTarget(
       name: "ProtocolTests",
       dependencies: [
         "VFIOServer", "VFIOCore", "VFIOStream", "VFIOWire", "LinuxIO", "JSON", system, logging,
