@@ -175,7 +175,8 @@ def test_lspci_lists_devices(server: Server) -> None:
 def test_lspci_decodes_a_device_in_use(server: Server) -> None:
     with server.device(SCRATCH) as device:
         device.enable_bus_master()
-        lines = [line.strip() for line in run("lspci", "-v", SCRATCH, "--directory", server.directory).splitlines()]
+        output = run("lspci", "-v", SCRATCH, "--directory", server.directory)
+    lines = [line.strip() for line in output.splitlines()]
     assert lines[0] == f"{SCRATCH} Unassigned class [ff00]: 1234:5c7a"
     assert any(f"in use by {os.getpid()} (" in line for line in lines)
     assert any(line.startswith("Control: I/O+ Mem+ BusMaster+ ") for line in lines)
