@@ -9,8 +9,19 @@ from collections.abc import Iterator
 
 import pytest
 import vfiod
-from support import EDU, FOREIGN, SCRATCH, SECOND_EDU, STUB, TIMEOUT, EduRegister, Server, attach
-from test_vfioctl import run, start
+from support import (
+    EDU,
+    FOREIGN,
+    SCRATCH,
+    SECOND_EDU,
+    STUB,
+    TIMEOUT,
+    EduRegister,
+    Server,
+    attach,
+    let_others_in,
+)
+from test_vfioctl import VFIOCTL, run, start
 from vfiod.wire import IRQ
 
 
@@ -216,6 +227,39 @@ def test_lspci_dumps_configuration_space(server: Server) -> None:
 def test_lspci_says_what_has_no_configuration_space(server: Server) -> None:
     assert run("lspci", STUB, "--directory", server.directory, status=1) == (
         f"vfioctl: {STUB} is not bound to vfio-pci: see vfioctl ls\n"
+    )
+
+
+@pytest.mark.vfiod(
+    {"groups": [{"id": 5, "mode": "0666", "devices": [{"address": SCRATCH, "model": "scratch"}]}]}
+)
+def test_who_is_no_administrator_sees_devices_that_nobody_uses_and_traces_none(server: Server) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    let_others_in(server)
+    (server.directory / "devices").chmod(0o755)
+
+    def run_as_nobody(*arguments: str) -> "tuple[int, str]":
+        command = [str(VFIOCTL), *arguments, "--directory", str(server.directory)]
+        try:
+            result = subprocess.run(
+                command, user=65534, group=65534, extra_groups=[], capture_output=True, text=True
+            )
+        except PermissionError:
+            pytest.skip("others may not run vfioctl where it is")
+        return result.returncode, result.stdout + result.stderr
+
+    status, output = run_as_nobody("lspci", "-v", SCRATCH)
+    assert status == 0 and "MSI-X: Enable- Masked- Count=8" in output
+    assert "[size=2M] [mappable=0x1000-0x1fffff]" in output
+    with server.device(SCRATCH):
+        status, output = run_as_nobody("lspci", SCRATCH)
+        assert status == 1 and f"{SCRATCH} is in use by {os.getpid()}" in output
+        status, output = run_as_nobody("lspci")
+        assert status == 0 and output.startswith(f"{SCRATCH} ({SCRATCH} is in use by ")
+    assert run_as_nobody("trace", SCRATCH) == (
+        1,
+        f"vfioctl: trace {SCRATCH}: only root and the user that runs the server may\n",
     )
 
 
