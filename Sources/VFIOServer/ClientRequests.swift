@@ -73,7 +73,8 @@ final class ClientRequests: Sendable {
       state.unsent += bytes + request.body
       // Before the reply can come, and its record.
       if let tracepoint, tracepoint.isWatched {
-        tracepoint.record(.sent, on: number, header, request.body.span, descriptors: 0)
+        let body = request.body
+        tracepoint.record(.sent, on: number, header, body.span, descriptors: 0)
         tracepoint.flush()
       }
       _ = try? sendUnsent(&state, socket)

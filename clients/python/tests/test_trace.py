@@ -4,7 +4,18 @@ import errno
 
 import pytest
 import vfiod
-from support import EDU, SCRATCH, STUB, Server, attach, refused
+from support import (
+    EDU,
+    IOVA,
+    PAGE,
+    SCRATCH,
+    STUB,
+    Server,
+    attach,
+    bus_master,
+    edu_load,
+    refused,
+)
 from vfiod.trace import TraceEvent
 from vfiod.wire import Command
 
@@ -63,3 +74,20 @@ def test_a_device_is_described_while_it_is_in_use(root: vfiod.Root) -> None:
 def test_a_device_that_vfio_does_not_drive_has_no_description(root: vfiod.Root, name: str) -> None:
     with refused(errno.ENODEV):
         root.device(name)
+
+
+def test_a_trace_shows_what_the_server_asks_of_its_client(server: Server, root: vfiod.Root) -> None:
+    with root.trace(EDU) as trace, server.device(EDU) as device:
+        bus_master(device)
+        device.map_dma_by_message(IOVA, bytearray(b"hello").ljust(PAGE))
+        edu_load(device, IOVA, 5)
+        dma = []
+        while len(dma) < 2:
+            record = trace.next()
+            if record.header is not None and record.header.command == Command.DMA_READ:
+                dma.append(record)
+    request, reply = dma
+    assert (request.event, reply.event) == (TraceEvent.SENT, TraceEvent.RECEIVED)
+    assert request.connection == reply.connection
+    assert request.payload == IOVA.to_bytes(8, "little") + (5).to_bytes(8, "little")
+    assert reply.payload == request.payload + b"hello"
