@@ -54,6 +54,9 @@ let package = Package(
       name: "vfioctl", dependencies: ["VFIOClient", "LinuxIO", "JSON", arguments],
       swiftSettings: settings),
 
+    .executableTarget(
+      name: "benchmark", dependencies: ["VFIOIOMMU", "VFIOCore", system],
+      path: "Tests/Benchmark", swiftSettings: settings),
     .testTarget(name: "LinuxIOTests", dependencies: ["LinuxIO"], swiftSettings: settings),
     .testTarget(name: "JSONTests", dependencies: ["JSON"], swiftSettings: settings),
     .testTarget(name: "VFIOCoreTests", dependencies: ["VFIOCore"], swiftSettings: settings),

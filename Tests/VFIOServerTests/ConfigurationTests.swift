@@ -64,7 +64,8 @@ private func group(_ fields: String) -> String {
           "options": {"mask": "0xffffffff", "most": 18446744073709551615, "on": true, "name": "x"}}]}],
        "iommu_drivers": ["spapr-tce", "type1"],
        "limits": {"apertures": [[4096, "0xFFFF"]], "connections": 1, "message_descriptors": 2, "undelivered_descriptors": 3,
-        "max_data_xfer_size": 4096, "mappings": 5, "queued_replies": 65536}}
+        "max_data_xfer_size": 4096, "mappings": 5, "queued_replies": 65536,
+        "locked_memory": 18446744073709551615}}
       """)
     var expected = Configuration(
       groups: [
@@ -85,6 +86,7 @@ private func group(_ fields: String) -> String {
     expected.limits.maxDataTransferSize = 4096
     expected.limits.mappings = 5
     expected.limits.queuedReplies = 65536
+    expected.limits.lockedMemory = .max
     #expect(configuration == expected)
   }
 
@@ -299,6 +301,14 @@ private func group(_ fields: String) -> String {
         refusal(limit(value))
           == "limits.\(name): \(value) is not an integer between \(lowest) and \(highest)")
     }
+  }
+
+  @Test func `takes a limit of locked memory of a page at least`() throws {
+    #expect(try read(#"{"limits": {"locked_memory": 4096}}"#).limits.lockedMemory == 4096)
+    #expect(try read(#"{"limits": {}}"#).limits.lockedMemory == nil)
+    #expect(
+      refusal(#"{"limits": {"locked_memory": 4095}}"#)
+        == "limits.locked_memory: 4095 is not an integer between 4096 and \(UInt64.max)")
   }
 
   @Test func `refuses a queue of replies that doesn't hold one transfer`() {
