@@ -69,10 +69,11 @@ private func column(_ text: String) -> String {
       let same = Array(repeating: count / 2, count: 100_000)
       var row = ["\(count)"]
       for numbers in [random, same] {
-        row.append(
-          "\(try measure(numbers) { try container.unmap($0)
-try container.map($0) })")
-        row.append("\(try measure(numbers, container.read))")
+        let remapping = try measure(numbers) { number in
+          try container.unmap(number)
+          try container.map(number)
+        }
+        row += ["\(remapping)", "\(try measure(numbers, container.read))"]
       }
       print(row.map(column).joined())
     }
