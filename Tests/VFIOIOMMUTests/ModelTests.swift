@@ -25,11 +25,12 @@ extension IOMMUModel {
 }
 
 #if DEBUG
-  private let steps = 100_000
+  private let steps = 50_000
 #else
   private let steps = 1_000_000
 #endif
 
+/// In a release build a million steps: `swift test -c release -Xswiftc -enable-testing`.
 @Suite struct ModelTests {
   @Test(arguments: Version.allCases)
   func `type1 does in random steps what a dictionary of pages does`(version: Version) throws {

@@ -178,7 +178,11 @@ def test_the_readmes_configuration_is_one() -> None:
 
 def test_the_limits_defaults_are_the_facts() -> None:
     limits = SCHEMAS["configuration.schema.json"]["$defs"]["limits"]["properties"]
-    defaults = {name: limit["default"] for name, limit in limits.items() if name != "apertures"}
+    defaults = {
+        name: limit["default"]
+        for name, limit in limits.items()
+        if name not in ("apertures", "locked_memory")
+    }
     assert defaults == {item["name"]: item["value"] for item in protocol.FACTS["limits"]}
 
 
