@@ -42,15 +42,14 @@ struct IOVAMap {
 
   /// Adds a mapping that overlaps none.
   mutating func insert(_ mapping: Mapping) {
-    count += 1
-    guard !chunks.isEmpty else {
-      chunks = [Chunk([mapping])]
+    if chunks.isEmpty {
+      chunks = [Chunk([])]
       firsts = [mapping.iova]
-      return
     }
     let before = lastPosition(startingBy: mapping.iova)
     let chunk = before?.chunk ?? 0
     chunks[chunk].insert(mapping, at: before.map { $0.index + 1 } ?? 0)
+    count += 1
     if before == nil { firsts[0] = mapping.iova }
     if chunks[chunk].count == Chunk.capacity { split(chunk) }
   }
@@ -63,6 +62,8 @@ struct IOVAMap {
     let chunk = position.chunk
     let mapping = chunks[chunk].remove(at: position.index)
     if chunks[chunk].count == 0 {
+      // The last chunk stays, for a client that maps and unmaps again and again.
+      guard count > 0 else { return mapping }
       chunks.remove(at: chunk)
       firsts.remove(at: chunk)
     } else {
@@ -106,7 +107,7 @@ struct IOVAMap {
   /// The last mapping that starts at or before an address.
   private func lastPosition(startingBy iova: UInt64) -> Position? {
     let chunk = firsts.span.count(upTo: iova) - 1
-    guard chunk >= 0 else { return nil }
+    guard count > 0, chunk >= 0 else { return nil }
     return Position(chunk: chunk, index: chunks[chunk].countOfStarts(by: iova) - 1)
   }
 }
