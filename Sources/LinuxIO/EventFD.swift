@@ -28,6 +28,9 @@ public final class EventFD: Sendable {
     _ = unsafe read(descriptor.rawValue, &count, 8)
   }
 
+  /// Takes the count, 0 if there is none, and never blocks: for an eventfd that a client has too.
+  public func drain() -> UInt64 { clinux_drain(descriptor.rawValue) }
+
   private static func isEventFD(_ descriptor: Descriptor) -> Bool {
     // Sound: the kernel writes at most the buffer's size and says how much.
     unsafe withUnsafeTemporaryAllocation(byteCount: 32, alignment: 1) { buffer in

@@ -43,10 +43,10 @@ public final class Interrupt: Sendable {
     }
   }
 
-  /// `VFIO_IRQ_SET_ACTION_MASK`: it isn't signalled until it is unmasked. Only INTx has that.
+  /// `VFIO_IRQ_SET_ACTION_MASK`: it isn't signalled until it is unmasked. Not for errors and requests.
   public func mask() throws(VFIOError) { try set(.mask, "mask") }
 
-  /// `VFIO_IRQ_SET_ACTION_UNMASK`: INTx may come again, having masked itself when it was signalled.
+  /// `VFIO_IRQ_SET_ACTION_UNMASK`: it may come again. INTx masks itself whenever it is signalled.
   public func unmask() throws(VFIOError) { try set(.unmask, "unmask") }
 
   /// `VFIO_IRQ_SET_ACTION_TRIGGER`: signals it as if the device had.

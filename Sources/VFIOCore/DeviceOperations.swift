@@ -22,6 +22,10 @@ public protocol DeviceOperations: AnyObject, Sendable {
   func read(_ region: UInt32, at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno)
   func write(_ bytes: Span<UInt8>, to region: UInt32, at offset: UInt64) throws(Errno)
 
+  /// The writes to a region that an eventfd may stand for (vfio-user's `GET_REGION_IO_FDS`), in the order
+  /// of their offsets. `EINVAL` for a region that the device hasn't got.
+  func ioEvents(_ region: UInt32) throws(Errno) -> [IOEvent]
+
   /// `VFIO_DEVICE_SET_IRQS`; `EINVAL` for a range or an action that the kind of interrupt lacks.
   func setInterrupts(_ request: InterruptRequest) throws(Errno)
   /// `VFIO_DEVICE_RESET`; `ENOTTY` without the flag in `information`.
@@ -54,16 +58,46 @@ public struct RegionInformation: Sendable {
   public var mappable: [Range<UInt64>]
   /// The memory that holds the region from its offset 0 on; present when `mappable` isn't empty.
   public var memory: (any MappableMemory)?
+  /// What a region beyond the bus's own is for (`VFIO_REGION_INFO_CAP_TYPE`).
+  public var type: RegionType?
 
   public init(
     readable: Bool, writable: Bool, size: UInt64, mappable: [Range<UInt64>] = [],
-    memory: (any MappableMemory)? = nil
+    memory: (any MappableMemory)? = nil, type: RegionType? = nil
   ) {
     self.readable = readable
     self.writable = writable
     self.size = size
     self.mappable = mappable
     self.memory = memory
+    self.type = type
+  }
+}
+
+/// `struct vfio_region_info_cap_type`, without its header.
+public struct RegionType: Sendable, Equatable {
+  public var type: UInt32
+  public var subtype: UInt32
+
+  public init(type: UInt32, subtype: UInt32) {
+    self.type = type
+    self.subtype = subtype
+  }
+}
+
+/// A write that a client may replace by signalling an eventfd (`struct kvm_ioeventfd`).
+public struct IOEvent: Sendable, Equatable {
+  /// In the region.
+  public var offset: UInt64
+  /// Bytes of the write: 1, 2, 4 or 8.
+  public var size: UInt64
+  /// What is written; nil: whatever it is, the signal is a write of 0.
+  public var value: UInt64?
+
+  public init(offset: UInt64, size: UInt64, value: UInt64? = nil) {
+    self.offset = offset
+    self.size = size
+    self.value = value
   }
 }
 
@@ -79,9 +113,12 @@ public struct InterruptInformation: Sendable, Equatable {
   }
 }
 
-/// What an interrupt signals: an eventfd, seen from the core. Signalling never waits.
+/// What an interrupt signals, or what unmasks it: an eventfd, seen from the core. Signalling never waits.
 public protocol InterruptTrigger: AnyObject, Sendable {
   func signal()
+  /// Calls `action` whenever the client signals the event, from now on and as long as this object lives;
+  /// also if it is signalled already.
+  func listen(_ action: @escaping @Sendable () -> Void) throws(Errno)
 }
 
 /// `struct vfio_irq_set`, already checked for its form: one action, one kind of data, as many data
@@ -93,7 +130,8 @@ public struct InterruptRequest: Sendable {
     case none
     /// Act at once where true.
     case bools([Bool])
-    /// Act from now on when the trigger's event comes (for `trigger`: signal it); nil takes away.
+    /// For `trigger`: signal these from now on. For `unmask`: do so when the client signals it. nil takes
+    /// away.
     case triggers([(any InterruptTrigger)?])
   }
   public var index: UInt32

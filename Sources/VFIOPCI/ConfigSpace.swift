@@ -6,6 +6,11 @@ struct ConfigSpace {
   private static let firstCapability = 0x40
 
   private(set) var bytes = MaskedBytes(count: size)
+  /// Where the mask bits of several MSI vectors are, with their pending bits behind them; a single one has
+  /// none.
+  private var messageMask: Int?
+  /// Where MSI-X's message control is.
+  private var vectorControl: Int?
 
   init(_ identity: PCIIdentity, _ interrupts: Interrupts, _ bars: [BARTable]) {
     bytes.define(0x00, identity.vendor)
@@ -52,16 +57,25 @@ struct ConfigSpace {
       return place
     }
     if interrupts.msi > 0 {
-      let msi = capability(0x05, 14, in: &bytes)
+      let hasMask = interrupts.msi > 1
+      let msi = capability(0x05, hasMask ? 24 : 14, in: &bytes)
       let maximum = UInt16(interrupts.msi.trailingZeroBitCount) << 1
-      // A 64-bit address; clients write the enable bit and the number of vectors in use.
-      bytes.define(msi + 2, 0x80 | maximum, writable: 0x71)
+      // A 64-bit address, and masks; clients write the enable bit and the number of vectors in use.
+      bytes.define(msi + 2, (hasMask ? 0x180 : 0x80) | maximum, writable: 0x71)
       bytes.define(msi + 4, UInt32(0), writable: ~3)
       bytes.define(msi + 8, UInt32(0), writable: ~0)
       bytes.define(msi + 12, UInt16(0), writable: ~0)
+      if hasMask {
+        messageMask = msi + 16
+        bytes.define(
+          msi + 16, UInt32(0),
+          writable: UInt32(truncatingIfNeeded: (1 as UInt64) << interrupts.msi - 1))
+        bytes.define(msi + 20, UInt32(0))
+      }
     }
     if let table = interrupts.msix {
       let msix = capability(0x11, 12, in: &bytes)
+      vectorControl = msix + 2
       bytes.define(msix + 2, UInt16(table.vectors - 1), writable: 0xC000)  // enable, mask all
       bytes.define(msix + 4, UInt32(table.table) | UInt32(table.bar))
       bytes.define(msix + 8, UInt32(table.pending) | UInt32(table.bar))
@@ -73,29 +87,62 @@ struct ConfigSpace {
     set { bytes[Self.commandOffset] = newValue.rawValue }
   }
 
-  /// The interrupt bit of STATUS.
-  mutating func setInterruptStatus(_ isAsserted: Bool) {
-    let status: UInt16 = bytes[Self.statusOffset]
-    bytes[Self.statusOffset] = isAsserted ? status | 0x08 : status & ~0x08
+  mutating func read(
+    at offset: Int, into span: inout MutableSpan<UInt8>, _ interrupts: InterruptLines
+  ) {
+    show(interrupts)
+    bytes.read(at: offset, into: &span)
   }
 
-  mutating func write(_ span: Span<UInt8>, at offset: Int) { bytes.write(span, at: offset) }
+  mutating func write(
+    _ span: Span<UInt8>, at offset: Int, _ interrupts: inout InterruptLines
+  ) {
+    show(interrupts)
+    bytes.write(span, at: offset)
+    interrupts.disableINTx(command.contains(.intxDisable))
+    let control: UInt16 = vectorControl.map { bytes[$0] } ?? 0
+    interrupts.maskMessages(
+      messageMask.map { bytes[$0] } ?? interrupts.messageMask, function: control & 0x4000 != 0)
+  }
 
-  /// Everything but the interrupt bit of STATUS, which is read from the device itself.
-  var saved: [UInt8] {
+  /// The interrupt bit of STATUS, and MSI's mask and pending bits.
+  private mutating func show(_ interrupts: InterruptLines) {
+    let status: UInt16 = bytes[Self.statusOffset]
+    bytes[Self.statusOffset] = interrupts.isAsserted ? status | 0x08 : status & ~0x08
+    guard let messageMask else { return }
+    bytes[messageMask] = interrupts.messageMask
+    bytes[messageMask + 4] = interrupts.pendingMessages
+  }
+
+  /// Everything but the interrupt bit of STATUS, which follows the device's INTx.
+  func saved(_ interrupts: InterruptLines) -> [UInt8] {
     var saved = self
-    saved.setInterruptStatus(false)
+    saved.show(interrupts)
+    saved.clearInterruptStatus()
     return saved.bytes.all
   }
 
   /// False when they aren't such a function's.
   func couldBe(_ other: [UInt8]) -> Bool {
     var mine = self
-    mine.setInterruptStatus(false)
-    return mine.bytes.couldBe(other)
+    mine.clearInterruptStatus()
+    return mine.bytes.couldBe(other, free: messageMask.map { $0 + 4..<$0 + 8 } ?? 0..<0)
   }
 
-  mutating func restore(_ other: [UInt8]) { bytes.restore(other) }
+  /// Takes another function's bytes, and tells `interrupts` what they say of them.
+  mutating func restore(_ other: [UInt8], _ interrupts: inout InterruptLines) {
+    bytes.restore(other)
+    interrupts.disableINTx(command.contains(.intxDisable))
+    let control: UInt16 = vectorControl.map { bytes[$0] } ?? 0
+    interrupts.restoreMessages(
+      mask: messageMask.map { bytes[$0] } ?? interrupts.messageMask,
+      pending: messageMask.map { bytes[$0 + 4] } ?? 0, isFunctionMasked: control & 0x4000 != 0)
+  }
+
+  private mutating func clearInterruptStatus() {
+    let status: UInt16 = bytes[Self.statusOffset]
+    bytes[Self.statusOffset] = status & ~0x08
+  }
 
   /// Back to the defaults, save COMMAND, which the kernel restores after a reset too.
   mutating func reset() {

@@ -1,7 +1,8 @@
 import SystemPackage
 import VFIOCore
 
-/// A function's interrupts and what they signal: vfio-pci's rules for `VFIO_DEVICE_SET_IRQS`.
+/// A function's interrupts and what they signal: vfio-pci's rules for `VFIO_DEVICE_SET_IRQS`, and masks
+/// for each message, which vfio-user has besides.
 ///
 /// Of INTx, MSI and MSI-X one at a time is in use: the one whose triggers a client set last, until
 /// it disables it. A trigger is signalled only by the holder of the device's lock, so it can be
@@ -18,6 +19,8 @@ struct InterruptLines {
 
   private var triggers: [[(any InterruptTrigger)?]]
   private var inUse: Kind?
+  /// How many MSI vectors were taken into use: a set, which doesn't grow.
+  private var messages = 0
   /// The level of INTx, as the device drives it.
   private(set) var isAsserted = false
   /// INTx was masked by a client, or by its own signal.
@@ -27,78 +30,87 @@ struct InterruptLines {
     didSet {
       guard !isStopped else { return }
       deliverINTx()
-      for vector in triggers[Kind.msix.rawValue].indices { deliverPending(vector) }
+      deliverMessages()
     }
   }
   /// COMMAND's INTx disable bit, which masks; clearing it unmasks, as in the kernel.
   private var isDisabled = false
-  /// The BAR with the MSI-X table and the pending bits. The table only stores: triggers alone
-  /// decide what is signalled, because emulators keep a table of their own and leave this one masked.
-  private(set) var vectors: MaskedBytes
-  private let pendingOffset: Int
+  /// Unmasks INTx when the client signals it.
+  private var unmaskEvent: (any InterruptTrigger)?
+  /// MSI's mask and pending bits, which configuration space shows.
+  private(set) var messageMask: UInt32 = 0
+  private(set) var pendingMessages: UInt32 = 0
+  /// The BAR with the MSI-X table and the pending bits.
+  ///
+  /// A vector's first trigger clears its mask bit, and the last that goes sets it, as the kernel writes the
+  /// table when it requests an interrupt: many clients never do, because emulators keep a table of their own.
+  private(set) var vectors: VectorTable
+  /// MSI-X's function mask.
+  private var isFunctionMasked = false
 
   init(_ interrupts: Interrupts) {
     triggers = [interrupts.intx ? 1 : 0, interrupts.msi, interrupts.msix?.vectors ?? 0, 1, 1]
       .map { Array(repeating: nil, count: $0) }
-    vectors = MaskedBytes(count: Int(interrupts.msix?.size ?? 0))
-    pendingOffset = Int(interrupts.msix?.pending ?? 0)
-    guard let msix = interrupts.msix else { return }
-    for entry in 0..<msix.vectors {
-      let place = Int(msix.table) + 16 * entry
-      vectors.define(place, UInt32(0), writable: ~3)  // address
-      vectors.define(place + 4, UInt32(0), writable: ~0)
-      vectors.define(place + 8, UInt32(0), writable: ~0)  // data
-      vectors.define(place + 12, UInt32(1), writable: 1)  // masked
-    }
+    vectors = VectorTable(interrupts.msix)
   }
 
   func information(_ index: UInt32) throws(Errno) -> InterruptInformation {
     let kind = try Kind(index)
-    // EVENTFD, and for INTx MASKABLE and AUTOMASKED, else NORESIZE.
-    return InterruptInformation(
-      flags: kind == .intx ? 1 | 2 | 4 : 1 | 8, count: UInt32(triggers[kind.rawValue].count))
+    let flags: UInt32 =
+      switch kind {  // EVENTFD 1, MASKABLE 2, AUTOMASKED 4, NORESIZE 8
+      case .intx: 1 | 2 | 4
+      case .msi: 1 | 2 | 8
+      case .msix: 1 | 2
+      case .error, .request: 1 | 8
+      }
+    return InterruptInformation(flags: flags, count: UInt32(triggers[kind.rawValue].count))
   }
 
   // MARK: The device's side
 
-  /// Signals a message's vector if messages are in use, and asserts INTx otherwise. A message that
-  /// has no trigger waits in MSI-X's pending bits; MSI has none, and loses it.
+  /// Signals a message's vector if messages are in use, and asserts INTx otherwise. One that is masked, or
+  /// an MSI-X vector without a trigger, becomes pending; an MSI without a trigger is lost.
   mutating func raise(_ vector: Int) {
     guard let inUse, inUse != .intx else {
       isAsserted = !triggers[Kind.intx.rawValue].isEmpty
       return deliverINTx()
     }
     guard triggers[inUse.rawValue].indices.contains(vector) else { return }
-    if let trigger = triggers[inUse.rawValue][vector] {
+    let trigger = triggers[inUse.rawValue][vector]
+    if inUse == .msi {
+      if messageMask & 1 << UInt32(vector) != 0 {
+        pendingMessages |= 1 << UInt32(vector)
+      } else {
+        trigger?.signal()
+      }
+    } else if let trigger, !isFunctionMasked, !vectors.isMasked(vector) {
       trigger.signal()
-    } else if inUse == .msix {
-      setPending(vector, true)
+    } else {
+      vectors.setPending(vector, true)
     }
   }
 
   mutating func lower() { isAsserted = false }
 
-  mutating func disableINTx(_ disable: Bool) {
-    guard disable != isDisabled else { return }
-    isDisabled = disable
-    if !disable { unmaskINTx() }
-  }
-
-  mutating func write(_ bytes: Span<UInt8>, toVectorsAt offset: Int) {
-    vectors.write(bytes, at: offset)
-  }
-
   /// The device was reset; triggers and what is in use stay.
   mutating func reset() {
     isAsserted = false
+    (messageMask, pendingMessages) = (0, 0)
+    isFunctionMasked = false
     vectors.reset()
+    for (vector, trigger) in triggers[Kind.msix.rawValue].enumerated() where trigger != nil {
+      vectors.setMasked(vector, false)
+    }
   }
 
   /// Whether these may be the vectors' table and pending bits.
-  func couldBe(_ other: [UInt8]) -> Bool {
-    let bits = triggers[Kind.msix.rawValue].count
-    let pending = pendingOffset..<pendingOffset + (bits + 7) / 8
-    return vectors.couldBe(other, free: bits == 0 ? 0..<0 : pending)
+  func couldBe(_ other: [UInt8]) -> Bool { vectors.couldBe(other) }
+
+  /// Takes another server's masks, and messages that wait.
+  mutating func restoreMessages(mask: UInt32, pending: UInt32, isFunctionMasked: Bool) {
+    (messageMask, pendingMessages) = (mask, pending)
+    self.isFunctionMasked = isFunctionMasked
+    deliverMessages()
   }
 
   /// Takes the device's side of another server's interrupts: the level of INTx, the table and the
@@ -130,14 +142,47 @@ struct InterruptLines {
     deliverINTx()
   }
 
-  private mutating func setPending(_ vector: Int, _ pending: Bool) {
-    let place = pendingOffset + vector / 8
-    let bit = UInt8(1) << (vector % 8)
-    let byte: UInt8 = vectors[place]
-    vectors[place] = pending ? byte | bit : byte & ~bit
+  /// Signals messages that wait and aren't masked any more.
+  private mutating func deliverMessages() {
+    guard !isStopped else { return }
+    if inUse == .msi {
+      let ready = pendingMessages & ~messageMask
+      pendingMessages &= messageMask
+      for (vector, trigger) in triggers[Kind.msi.rawValue].enumerated()
+      where ready & 1 << UInt32(vector) != 0 {
+        trigger?.signal()
+      }
+    } else if inUse == .msix, !isFunctionMasked {
+      for (vector, trigger) in triggers[Kind.msix.rawValue].enumerated()
+      where vectors.isPending(vector) && !vectors.isMasked(vector) {
+        guard let trigger else { continue }
+        vectors.setPending(vector, false)
+        trigger.signal()
+      }
+    }
   }
 
-  // MARK: The client's side
+  // MARK: The client's side: registers
+
+  mutating func disableINTx(_ disable: Bool) {
+    guard disable != isDisabled else { return }
+    isDisabled = disable
+    if !disable { unmaskINTx() }
+  }
+
+  /// MSI's mask bits, and MSI-X's function mask, as configuration space has them.
+  mutating func maskMessages(_ mask: UInt32, function: Bool) {
+    guard mask != messageMask || function != isFunctionMasked else { return }
+    (messageMask, isFunctionMasked) = (mask, function)
+    deliverMessages()
+  }
+
+  mutating func write(_ bytes: Span<UInt8>, toVectorsAt offset: Int) {
+    vectors.write(bytes, at: offset)
+    deliverMessages()
+  }
+
+  // MARK: The client's side: requests
 
   /// `VFIO_DEVICE_SET_IRQS`.
   mutating func set(_ request: InterruptRequest) throws(Errno) {
@@ -152,34 +197,52 @@ struct InterruptLines {
     case .triggers(let new): guard new.count == range.count else { throw .invalidArgument }
     }
     switch (kind, request.action) {
-    case (.intx, .mask), (.intx, .unmask): try mask(request)
     case (.intx, .trigger), (.msi, .trigger), (.msix, .trigger):
       try trigger(kind, range, request.data)
     case (.error, .trigger), (.request, .trigger): try triggerSingle(kind, range, request.data)
-    default: throw .inappropriateIOCTLForDevice
+    case (.error, _), (.request, _): throw .inappropriateIOCTLForDevice
+    default: try mask(kind, range, request)
     }
   }
 
-  private mutating func mask(_ request: InterruptRequest) throws(Errno) {
-    guard inUse == .intx, request.count == 1 else { throw .invalidArgument }
-    switch request.data {
-    case .none: break
-    case .bools(let bools): if !bools[0] { return }
-    // Taking away an event that unmasks is fine; watching one is not offered, as the kernel offers
-    // none that masks.
-    case .triggers(let new):
-      guard request.action == .unmask, new[0] == nil else { throw .inappropriateIOCTLForDevice }
+  private mutating func mask(
+    _ kind: Kind, _ range: Range<Int>, _ request: InterruptRequest
+  ) throws(Errno) {
+    guard inUse == kind, !range.isEmpty else { throw .invalidArgument }
+    if case .triggers(let new) = request.data {
+      // An event that unmasks INTx, as the kernel has it. It has none that masks.
+      guard kind == .intx, request.action == .unmask else { throw .inappropriateIOCTLForDevice }
+      guard new[0] == nil || unmaskEvent == nil else { throw .resourceBusy }
+      unmaskEvent = new[0]
       return
     }
-    if request.action == .mask { isMasked = true } else { unmaskINTx() }
+    for (number, vector) in range.enumerated() {
+      if case .bools(let bools) = request.data, !bools[number] { continue }
+      let isMasking = request.action == .mask
+      switch kind {
+      case .intx: if isMasking { isMasked = true } else { unmaskINTx() }
+      case .msi:
+        let bit = 1 << UInt32(vector) as UInt32
+        messageMask = isMasking ? messageMask | bit : messageMask & ~bit
+      default: vectors.setMasked(vector, isMasking)
+      }
+    }
+    deliverMessages()
+  }
+
+  /// The client signalled `event`: INTx is unmasked, if this is still what unmasks it.
+  mutating func unmask(by event: any InterruptTrigger) {
+    if unmaskEvent === event { unmaskINTx() }
   }
 
   private mutating func trigger(
     _ kind: Kind, _ range: Range<Int>, _ data: InterruptRequest.Data
   ) throws(Errno) {
     if case .triggers(let new) = data {
-      guard inUse == kind || (inUse == nil && !range.isEmpty), kind != .intx || !range.isEmpty
+      guard inUse == kind || (inUse == nil && !range.isEmpty), kind != .intx || !range.isEmpty,
+        kind != .msi || inUse == nil || range.upperBound <= messages
       else { throw .invalidArgument }
+      if inUse == nil { messages = range.upperBound }
       inUse = kind
       for (vector, trigger) in zip(range, new) { replace(kind, vector, trigger) }
       return
@@ -189,7 +252,8 @@ struct InterruptLines {
     case .none where range.isEmpty:
       guard range.lowerBound == 0 else { throw .invalidArgument }
       disable(kind)
-    case .none: for vector in range { loopBack(kind, vector) }
+    case .none:
+      for vector in range { loopBack(kind, vector) }
     case .bools(let bools):
       guard kind != .intx || !range.isEmpty else { throw .invalidArgument }
       for (vector, isSet) in zip(range, bools) where isSet { loopBack(kind, vector) }
@@ -200,27 +264,24 @@ struct InterruptLines {
   private mutating func replace(
     _ kind: Kind, _ vector: Int, _ trigger: (any InterruptTrigger)?
   ) {
+    let isFirst = triggers[kind.rawValue][vector] == nil
     triggers[kind.rawValue][vector] = trigger
-    switch kind {
-    case .intx: deliverINTx()
-    case .msix: deliverPending(vector)
-    default: break
-    }
+    if kind == .intx { return deliverINTx() }
+    guard kind == .msix else { return }
+    if isFirst || trigger == nil { vectors.setMasked(vector, trigger == nil) }
+    if trigger != nil { deliverMessages() }
   }
 
-  private mutating func deliverPending(_ vector: Int) {
-    guard !isStopped, let trigger = triggers[Kind.msix.rawValue][vector] else { return }
-    let pending: UInt8 = vectors[pendingOffset + vector / 8]
-    if pending & 1 << (vector % 8) != 0 {
-      setPending(vector, false)
-      trigger.signal()
-    }
-  }
-
+  /// Leaves nothing masked that the next client would have to unmask.
   private mutating func disable(_ kind: Kind) {
-    for vector in triggers[kind.rawValue].indices { triggers[kind.rawValue][vector] = nil }
+    for vector in triggers[kind.rawValue].indices {
+      triggers[kind.rawValue][vector] = nil
+      if kind == .msix { vectors.setMasked(vector, true) }
+    }
+    if kind == .msi { (messageMask, pendingMessages) = (0, 0) }
     inUse = nil
     isMasked = false
+    unmaskEvent = nil
   }
 
   /// Signals as if the device had, for tests of the way to the client.

@@ -146,7 +146,7 @@ extension PCIFunction: MigratableDevice {
       let record = StateRecord(kind: kind, region: region, length: content.count, offset: offset)
       parts.append((record, content))
     }
-    add(.config, 0, 0, state.config.saved)
+    add(.config, 0, 0, state.config.saved(state.bus.interrupts))
     add(.vectors, 0, 0, state.bus.interrupts.vectors.all)
     add(.intx, 0, 0, [state.bus.interrupts.isAsserted ? 1 : 0])
     for part in savedParts { add(part.kind, part.region, part.offset, part.load(state.cell)) }
@@ -177,8 +177,7 @@ extension PCIFunction: MigratableDevice {
     for (part, content) in zip(savedParts, incoming.contents.dropFirst(3)) {
       part.store(state.cell, content)
     }
-    state.config.restore(config)
-    state.bus.interrupts.disableINTx(state.config.command.contains(.intxDisable))
+    state.config.restore(config, &state.bus.interrupts)
     state.bus.interrupts.restore(isAsserted: level == [1], vectors: vectors)
   }
 }

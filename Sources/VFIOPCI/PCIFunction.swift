@@ -182,8 +182,25 @@ public final class PCIFunction: DeviceOperations {
     return endMigration(&state)
   }
 
+  public func ioEvents(_ index: UInt32) throws(Errno) -> [IOEvent] {
+    guard index < regions.count, let region = regions[Int(index)] else { throw .invalidArgument }
+    guard case .registers(let file) = region.content else { return [] }
+    return file.ioEvents
+  }
+
   public func setInterrupts(_ request: InterruptRequest) throws(Errno) {
-    try state.withLock { (state) throws(Errno) in try state.bus.interrupts.set(request) }
+    try state.withLock { (state) throws(Errno) in
+      // Under the lock, which the action takes: it can't come before the event is known.
+      if request.action == .unmask, case .triggers(let events) = request.data,
+        let event = events.first ?? nil
+      {
+        try event.listen { [weak self, weak event] in
+          guard let self, let event else { return }
+          self.state.withLock { $0.bus.interrupts.unmask(by: event) }
+        }
+      }
+      try state.bus.interrupts.set(request)
+    }
   }
 
   public func request() {
@@ -200,8 +217,7 @@ public final class PCIFunction: DeviceOperations {
       try enabledMemory(region).read(at: offset, into: &bytes)
     case .config:
       state.withLock { state in
-        state.config.setInterruptStatus(state.bus.interrupts.isAsserted)
-        state.config.bytes.read(at: Int(offset), into: &bytes)
+        state.config.read(at: Int(offset), into: &bytes, state.bus.interrupts)
       }
     case .registers(let file):
       try state.withLock { (state) throws(Errno) in
@@ -211,7 +227,7 @@ public final class PCIFunction: DeviceOperations {
     case .vectors:
       try state.withLock { (state) throws(Errno) in
         try Self.checkDecoding(state)
-        state.bus.interrupts.vectors.read(at: Int(offset), into: &bytes)
+        state.bus.interrupts.vectors.bytes.read(at: Int(offset), into: &bytes)
       }
     }
   }
@@ -224,8 +240,7 @@ public final class PCIFunction: DeviceOperations {
       try writeMemory(region, bytes, at: offset)
     case .config:
       state.withLock { state in
-        state.config.write(bytes, at: Int(offset))
-        state.bus.interrupts.disableINTx(state.config.command.contains(.intxDisable))
+        state.config.write(bytes, at: Int(offset), &state.bus.interrupts)
       }
     case .registers(let file):
       try state.withLock { (state) throws(Errno) in

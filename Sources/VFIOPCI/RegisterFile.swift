@@ -1,3 +1,5 @@
+import VFIOCore
+
 /// The registers of one BAR, by offset. A class, and rows used in place, because an access is short
 /// enough for the copy of a row to show.
 final class RegisterFile: Sendable {
@@ -26,6 +28,13 @@ final class RegisterFile: Sendable {
       if let previous, row.offset < previous.end {
         throw TableError("\(name): overlaps the register at \(hex(previous.offset))")
       }
+      for case let value? in row.ioEvents where row.width < 8 && value >> (8 * row.width) > 0 {
+        throw TableError(
+          "\(name): an eventfd for \(hex(value)), which has more than \(row.width) bytes")
+      }
+      guard Set(row.ioEvents).count == row.ioEvents.count else {
+        throw TableError("\(name): two eventfds for the same value")
+      }
       previous = (row.offset, end)
     }
   }
@@ -41,6 +50,13 @@ final class RegisterFile: Sendable {
         let value = bytes.reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
         cell.store(value, field, width: width)
       }
+    }
+  }
+
+  /// The writes for which an eventfd may stand.
+  var ioEvents: [IOEvent] {
+    rows.flatMap { row in
+      row.ioEvents.map { IOEvent(offset: row.offset, size: UInt64(row.width), value: $0) }
     }
   }
 

@@ -89,6 +89,23 @@ public struct Doorbell<Device: PCIDevice>: Sendable {
     self.init(offset, action: action)
     row.source = RegisterRow(offset, path).source
   }
+
+  /// Lets a client, or KVM for it, ring by signalling an eventfd, whatever is written: `action` gets 0.
+  /// Signals that come faster than the device takes them ring once.
+  public func ioeventfd() -> Doorbell {
+    var row = row
+    row.ioEvents = [nil]
+    return Doorbell(row: row)
+  }
+
+  /// Lets a client ring with each of `values` by an eventfd of its own; other values still come by message.
+  public func ioeventfd(_ values: some Sequence<UInt64>) -> Doorbell {
+    var row = row
+    row.ioEvents = values.map { $0 }
+    return Doorbell(row: row)
+  }
+
+  private init(row: RegisterRow) { self.row = row }
 }
 
 /// Collects the rows of a register table.
@@ -114,6 +131,8 @@ public struct RegisterRow: Sendable {
   /// Bits that a write changes in the field, and bits that a written one clears.
   var writable: UInt64 = 0
   var clearable: UInt64 = 0
+  /// The values for which an eventfd may stand; nil stands for any.
+  var ioEvents: [UInt64?] = []
   var isFrozen: (@Sendable (Cell) -> Bool)?
   var effect: (@Sendable (Cell, UInt64, inout Bus) -> Void)?
 

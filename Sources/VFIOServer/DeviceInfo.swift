@@ -1,4 +1,5 @@
 import LinuxIO
+import Locks
 import SystemPackage
 import VFIOCore
 import VFIOStream
@@ -33,28 +34,31 @@ extension DeviceSession {
     guard argsz >= 32 else { throw .invalidArgument }
     let index = body.uint32(at: 8)
     let region = try operations.region(index)
-    let areas = region.mappable == [0..<region.size] ? [] : region.mappable
-    // struct vfio_region_info_cap_sparse_mmap: the header's 8 bytes, nr_areas, reserved, areas.
-    let needed = UInt32(areas.isEmpty ? 32 : 32 + 16 + 16 * areas.count)
+    // A client that takes no descriptor can map nothing.
+    let memory = version.peer.messageDescriptors > 0 ? region.memory : nil
+    let areas = memory == nil || region.mappable == [0..<region.size] ? [] : region.mappable
+    let areasSize = UInt32(areas.isEmpty ? 0 : 16 + 16 * areas.count)
+    let typeSize = UInt32(region.type == nil ? 0 : 16)
+    let needed = 32 + areasSize + typeSize
     let fits = argsz >= needed
+    let hasCapabilities = fits && needed > 32
 
     var flags: UInt32 = 0
     if region.readable { flags |= 1 }
     if region.writable { flags |= 2 }
-    if region.memory != nil { flags |= 4 }
-    if !areas.isEmpty { flags |= 8 }
+    if memory != nil { flags |= 4 }
+    if hasCapabilities { flags |= 8 }
     reply.append(needed)
     reply.append(flags)
     reply.append(index)
-    // Also where the capability itself is cut off: QEMU refuses the flag with an offset of 0.
-    reply.append(UInt32(areas.isEmpty ? 0 : 32))
+    reply.append(UInt32(hasCapabilities ? 32 : 0))
     reply.append(region.size)
     reply.append(UInt64(0))  // where the region starts in its descriptor
     guard fits else { return }
     if !areas.isEmpty {
       reply.append(UInt16(1))  // VFIO_REGION_INFO_CAP_SPARSE_MMAP
       reply.append(UInt16(1))  // version
-      reply.append(UInt32(0))  // next
+      reply.append(UInt32(typeSize == 0 ? 0 : 32 + areasSize))  // the next capability
       reply.append(UInt32(areas.count))
       reply.append(UInt32(0))
       for area in areas {
@@ -62,7 +66,14 @@ extension DeviceSession {
         reply.append(area.upperBound - area.lowerBound)
       }
     }
-    if let memory = region.memory {
+    if let type = region.type {
+      reply.append(UInt16(2))  // VFIO_REGION_INFO_CAP_TYPE
+      reply.append(UInt16(1))
+      reply.append(UInt32(0))
+      reply.append(type.type)
+      reply.append(type.subtype)
+    }
+    if let memory {
       guard request.mayHandOut else { throw .tooManyReferences }
       reply.attach(try Descriptor(duplicating: memory.descriptor))
     }
@@ -88,16 +99,18 @@ extension InterruptRequest {
   /// per interrupt for bools; eventfds come as descriptors, none of them taking the triggers away.
   ///
   /// `EINVAL` unless there is one kind of data and one action, the range is the device's, and the data
-  /// are as many as the range; also for a descriptor that isn't an eventfd.
+  /// are as many as the range; also for a descriptor that isn't an eventfd, or that nothing asks for.
   init(
-    _ request: Request, _ body: Span<UInt8>, _ operations: any DeviceOperations
+    _ request: Request, _ body: Span<UInt8>, _ operations: any DeviceOperations, _ loop: EventLoop
   ) throws(Errno) {
     try body.require(20)
     let flags = body.uint32(at: 4)
     let index = body.uint32(at: 8)
     let start = body.uint32(at: 12)
     let count = body.uint32(at: 16)
-    guard body.uint32(at: 0) >= 20, flags & ~0x3F == 0 else { throw .invalidArgument }
+    guard body.uint32(at: 0) >= 20, flags & ~0x3F == 0,
+      flags & 4 != 0 || request.descriptors.isEmpty
+    else { throw .invalidArgument }
     // Before anything is made as large as the count says.
     guard UInt64(start) + UInt64(count) <= UInt64(try operations.interrupt(index).count) else {
       throw .invalidArgument
@@ -124,7 +137,7 @@ extension InterruptRequest {
       guard request.descriptors.count == Int(count) else { throw .invalidArgument }
       var triggers: [(any InterruptTrigger)?] = []
       for descriptor in request.descriptors {
-        triggers.append(EventTrigger(try EventFD(checking: descriptor)))
+        triggers.append(EventTrigger(try EventFD(checking: descriptor), loop))
       }
       data = .triggers(triggers)
     default:
@@ -137,6 +150,20 @@ extension InterruptRequest {
 /// A client's eventfd as the core sees it.
 private final class EventTrigger: InterruptTrigger {
   private let event: EventFD
-  init(_ event: EventFD) { self.event = event }
+  private let loop: EventLoop
+  private let listening = Mutex<Listening?>(nil)
+
+  init(_ event: EventFD, _ loop: EventLoop) {
+    self.event = event
+    self.loop = loop
+  }
+
   func signal() { event.signal() }
+
+  func listen(_ action: @escaping @Sendable () -> Void) throws(Errno) {
+    let started = try loop.listen(to: event) { [event] in
+      if event.drain() > 0 { action() }
+    }
+    listening.withLock { $0 = started }
+  }
 }

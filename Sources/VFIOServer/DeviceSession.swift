@@ -16,7 +16,8 @@ final class DeviceSession: Session {
   private var requests: ClientRequests?
   private var twin: TwinSession?
   private let recentFile = RecentFile()
-  private var version = Version()
+  private(set) var version = Version()
+  let doorbells: Doorbells
   /// nil before VERSION on a connection to `devices/NAME.sock`.
   private var device: OpenDevice?
   /// Such a connection's way to the device.
@@ -32,6 +33,7 @@ final class DeviceSession: Session {
     self.service = service
     self.number = number
     self.device = device
+    doorbells = Doorbells(service.events)
     owner = DMAOwner(number: number)
     messages = MessageMemory(service)
     way = nil
@@ -43,6 +45,7 @@ final class DeviceSession: Session {
     self.service = service
     self.number = number
     self.way = way
+    doorbells = Doorbells(service.events)
     owner = DMAOwner(number: number)
     messages = MessageMemory(service)
     tracepoint = service.topology.tracepoint(of: way.device)
@@ -52,6 +55,8 @@ final class DeviceSession: Session {
   var takesReplies: Bool { version.isDone }
   func connected(_ requests: ClientRequests) { self.requests = requests }
   var wantsOwnLoop: Bool { version.isDone }
+  /// Eventfds that one reply may bring; Linux passes 253 descriptors at once.
+  var maxEventsHandedOut: Int { min(service.limits.undeliveredDescriptors, 253) }
   var messageLimit: Int { version.isDone ? service.limits.messageSize : Version.messageLimit }
 
   func takeLater() -> Later? {
@@ -91,10 +96,12 @@ final class DeviceSession: Session {
       try getInfo(body, operations, &reply)
     case .deviceGetRegionInfo:
       try getRegionInfo(request, body, operations, &reply)
+    case .deviceGetRegionIOFDs:
+      try getRegionIOFDs(request, body, operations, &reply)
     case .deviceGetIRQInfo:
       try getInterruptInfo(body, operations, &reply)
     case .deviceSetIRQs:
-      try operations.setInterrupts(try InterruptRequest(request, body, operations))
+      try operations.setInterrupts(try InterruptRequest(request, body, operations, service.events))
     case .deviceReset:
       try operations.reset()
       logDevice("device reset")
@@ -145,7 +152,7 @@ final class DeviceSession: Session {
     }
     if version.hasTwin {
       let twin = TwinSession(
-        messages, limit: version.clientTransferLimit, messageLimit: service.limits.messageSize,
+        messages, limit: UInt64(version.peer.maxDataTransferSize), messageLimit: service.limits.messageSize,
         tracepoint)
       do throws(Errno) {
         reply.attach(try service.handOut(twin, number: service.nextNumber()))
@@ -155,7 +162,7 @@ final class DeviceSession: Session {
       }
       self.twin = twin
     } else if let requests {
-      messages.connect(requests, limit: version.clientTransferLimit)
+      messages.connect(requests, limit: UInt64(version.peer.maxDataTransferSize))
     }
     if way != nil { logDevice("device opened") }
   }
@@ -164,6 +171,7 @@ final class DeviceSession: Session {
     if let requests { messages.disconnect(requests) }
     twin?.hangUp()
     guard let device else { return }
+    doorbells.close()
     device.iommu.unmapAll(owner: owner)
     device.release()
     if let way {

@@ -83,6 +83,7 @@ public final class Server: Sendable {
     administration.closeListeners()
     loop.stop()
     administration.removeDevices()
+    service.events.waitUntilEnded()
     directory.release()
     service.logger.info("stopped", metadata: ["directory": "\(directory.path)"])
   }

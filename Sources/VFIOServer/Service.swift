@@ -14,6 +14,7 @@ final class Service: Sendable {
   let limits: Configuration.Limits
   let logger: Logger
   let loop: ControlLoop
+  let events = EventLoop()
   let files = MappedFiles()
   let processes = Processes()
   /// Devices that may wait for their clients' answers at a time.

@@ -15,10 +15,17 @@ struct Version {
   /// The major version isn't ours: the connection cannot go on.
   private(set) var isRefused = false
   private(set) var isDone = false
-  /// The client's `max_data_xfer_size`.
-  private(set) var clientTransferLimit = MessageMemory.defaultLimit
   /// The client gets a second socket for this server's requests, whose descriptor is the reply's first.
   private(set) var hasTwin = false
+  /// What the client can take; without a word of it vfio-user's defaults.
+  private(set) var peer = Peer()
+
+  struct Peer {
+    /// Descriptors in one message.
+    var messageDescriptors = 1
+    /// Bytes in one message's transfer.
+    var maxDataTransferSize = 1 << 20
+  }
 
   /// Answers VERSION. `EINVAL` when it comes twice, for another major version, and for capabilities
   /// that aren't what they should be.
@@ -34,8 +41,10 @@ struct Version {
       isRefused = true
       throw .invalidArgument
     }
-    let answer = try capabilities(body, limits, mayTwin)
+    var peer = Peer()
+    let answer = try capabilities(body, limits, mayTwin, &peer)
     try begin()
+    self.peer = peer
     isDone = true
     reply.append(Self.major)
     reply.append(min(Self.minor, body.uint16(at: 2)))
@@ -44,7 +53,7 @@ struct Version {
 
   /// What is offered back: of the capabilities proposed, those that this server has.
   private mutating func capabilities(
-    _ body: Span<UInt8>, _ limits: Configuration.Limits, _ mayTwin: Bool
+    _ body: Span<UInt8>, _ limits: Configuration.Limits, _ mayTwin: Bool, _ peer: inout Peer
   ) throws(Errno) -> JSONValue {
     guard body.count > 4 else { return .object([]) }
     var end = 4
@@ -87,8 +96,12 @@ struct Version {
         case "pgsizes": ours = 4096
         default: continue
         }
-        let theirs = try member.reader.integer(in: 0...UInt64.max)
-        if member.name == "max_data_xfer_size" { clientTransferLimit = theirs }
+        let theirs: UInt64 = try member.reader.integer(in: 0...UInt64.max)
+        switch member.name {
+        case "max_msg_fds": peer.messageDescriptors = Int(clamping: theirs)
+        case "max_data_xfer_size": peer.maxDataTransferSize = Int(clamping: theirs)
+        default: break
+        }
         offered.append(JSONMember(member.name, .integer(Int128(ours))))
       }
       return .object([JSONMember("capabilities", .object(offered))])

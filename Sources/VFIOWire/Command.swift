@@ -10,6 +10,7 @@ public struct Command: RawRepresentable, Hashable, Sendable {
   public static let dmaUnmap = Command(rawValue: 3)
   public static let deviceGetInfo = Command(rawValue: 4)
   public static let deviceGetRegionInfo = Command(rawValue: 5)
+  public static let deviceGetRegionIOFDs = Command(rawValue: 6)
   public static let deviceGetIRQInfo = Command(rawValue: 7)
   public static let deviceSetIRQs = Command(rawValue: 8)
   public static let regionRead = Command(rawValue: 9)

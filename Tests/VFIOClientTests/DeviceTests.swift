@@ -15,7 +15,7 @@ extension `The client` {
       #expect(try device.regionInfo(.bar(0)).mappable == [])
       #expect(try device.regionInfo(.bar(2)).mappable == [0x1000..<0x20_0000])
       let vectors = try device.interruptInfo(.msix)
-      #expect(vectors.flags == [.eventfd, .noResize] && vectors.count == 8)
+      #expect(vectors.flags == [.eventfd, .maskable] && vectors.count == 8)
       let line = try device.interruptInfo(.intx)
       #expect(line.flags == [.eventfd, .maskable, .automasked] && line.count == 1)
       #expect(
@@ -69,6 +69,24 @@ extension `The client` {
       let bar = try world.scratch().region(.bar(0))
       try bar.post(1 as UInt32, at: .max)
       #expect(try bar.load(UInt32.self, at: 0) == 0)
+    }
+
+    @Test func `has doorbells that are rung without a message`() throws {
+      let device = try world.scratch()
+      let bar = device.region(.bar(1))
+      let doorbells = try bar.doorbells()
+      #expect(doorbells.map(\.offset) == [4] + Array(repeating: 8, count: 8))
+      #expect(doorbells.map(\.value) == [nil, 0, 1, 2, 3, 4, 5, 6, 7])
+      #expect(doorbells.allSatisfy { $0.size == 4 })
+      let interrupt = try device.enableInterrupt(.msix, 6)
+      doorbells[0].ring()
+      doorbells[7].ring()
+      #expect(try interrupt.wait() == 1)
+      #expect(try bar.load(UInt32.self, at: 0) == 1)
+      #expect(try device.region(.bar(0)).doorbells().isEmpty)
+      #expect(
+        errno { () throws(VFIOError) in try device.region(.bar(5)).doorbells() }
+          == .invalidArgument)
     }
 
     @Test func `is reset, and keeps COMMAND`() throws {

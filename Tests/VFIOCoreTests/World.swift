@@ -225,6 +225,7 @@ final class TestDevice: DeviceOperations {
   var information: DeviceInformation { DeviceInformation(flags: 0, regions: 0, interrupts: 0) }
   func region(_ index: UInt32) throws(Errno) -> RegionInformation { throw .invalidArgument }
   func interrupt(_ index: UInt32) throws(Errno) -> InterruptInformation { throw .invalidArgument }
+  func ioEvents(_ region: UInt32) throws(Errno) -> [IOEvent] { throw .invalidArgument }
   func read(
     _ region: UInt32, at offset: UInt64, into bytes: inout MutableSpan<UInt8>
   ) throws(Errno) { throw .invalidArgument }

@@ -10,6 +10,7 @@ final class Trigger: InterruptTrigger {
   private let signals = Mutex(0)
   var count: Int { signals.withLock { $0 } }
   func signal() { signals.withLock { $0 += 1 } }
+  func listen(_ action: @escaping @Sendable () -> Void) throws(Errno) {}
 }
 
 /// Memory of a process: bytes that nobody maps.

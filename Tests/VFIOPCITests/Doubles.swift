@@ -4,11 +4,17 @@ import VFIOCore
 
 @testable import VFIOPCI
 
-/// Counts its signals.
+/// Counts its signals, and is signalled by the test.
 final class Trigger: InterruptTrigger {
   private let signals = Mutex(0)
+  private let action = Mutex<(@Sendable () -> Void)?>(nil)
   var count: Int { signals.withLock { $0 } }
   func signal() { signals.withLock { $0 += 1 } }
+  func listen(_ action: @escaping @Sendable () -> Void) throws(Errno) {
+    self.action.withLock { $0 = action }
+  }
+  /// What a client does with its eventfd.
+  func ring() { action.withLock { $0 }?() }
 }
 
 /// For functions without memory.

@@ -18,8 +18,8 @@ private let request: UInt32 = 4
 
   @Test func `each kind tells its flags and count`() throws {
     #expect(try lines.information(intx) == InterruptInformation(flags: 7, count: 1))
-    #expect(try lines.information(msi) == InterruptInformation(flags: 9, count: 4))
-    #expect(try lines.information(msix) == InterruptInformation(flags: 9, count: 8))
+    #expect(try lines.information(msi) == InterruptInformation(flags: 11, count: 4))
+    #expect(try lines.information(msix) == InterruptInformation(flags: 3, count: 8))
     #expect(try lines.information(error) == InterruptInformation(flags: 9, count: 1))
     #expect(try lines.information(request) == InterruptInformation(flags: 9, count: 1))
     #expect(throws: Errno.invalidArgument) { try lines.information(5) }
@@ -135,17 +135,54 @@ private let request: UInt32 = 4
     #expect(throws: Errno.invalidArgument) { try lines.set(intx, .unmask, .bools([]), count: 0) }
   }
 
-  @Test mutating func `an event that masks or unmasks fails with ENOTTY, taking one away doesn't`()
+  @Test mutating func `an event unmasks INTx, until it is taken away or another one comes`() throws
+  {
+    let event = Trigger()
+    try lines.set(intx, .trigger, .triggers([trigger]))
+    try lines.set(intx, .unmask, .triggers([event]))
+    lines.raise(0)
+    lines.unmask(by: Trigger())
+    #expect(trigger.count == 1)
+    lines.unmask(by: event)
+    #expect(trigger.count == 2)
+    try lines.set(intx, .unmask, .triggers([nil]))
+    lines.unmask(by: event)
+    #expect(trigger.count == 2)
+  }
+
+  @Test mutating func `a second event that unmasks fails with EBUSY`() throws {
+    try lines.set(intx, .trigger, .triggers([trigger]))
+    try lines.set(intx, .unmask, .triggers([Trigger()]))
+    #expect(throws: Errno.resourceBusy) { try lines.set(intx, .unmask, .triggers([Trigger()])) }
+    try lines.set(intx, .unmask, .triggers([nil]))
+    try lines.set(intx, .unmask, .triggers([Trigger()]))
+  }
+
+  @Test mutating func `disabling INTx takes away the event that unmasks it`() throws {
+    let event = Trigger()
+    try lines.set(intx, .trigger, .triggers([trigger]))
+    try lines.set(intx, .unmask, .triggers([event]))
+    try lines.set(intx, .trigger, .none, count: 0)
+    try lines.set(intx, .trigger, .triggers([trigger]))
+    lines.raise(0)
+    lines.unmask(by: event)
+    #expect(trigger.count == 1)
+  }
+
+  @Test mutating func `an event that masks INTx, or masks or unmasks a message, fails with ENOTTY`()
     throws
   {
     try lines.set(intx, .trigger, .triggers([trigger]))
     #expect(throws: Errno.inappropriateIOCTLForDevice) {
-      try lines.set(intx, .unmask, .triggers([Trigger()]))
-    }
-    #expect(throws: Errno.inappropriateIOCTLForDevice) {
       try lines.set(intx, .mask, .triggers([Trigger()]))
     }
-    try lines.set(intx, .unmask, .triggers([nil]))
+    try lines.set(intx, .trigger, .none, count: 0)
+    try lines.set(msix, .trigger, .triggers([trigger]))
+    for action in [.mask, .unmask] as [InterruptRequest.Action] {
+      #expect(throws: Errno.inappropriateIOCTLForDevice) {
+        try lines.set(msix, action, .triggers([Trigger()]))
+      }
+    }
   }
 
   @Test mutating func `INTx that was disabled while masked comes back unmasked`() throws {
@@ -210,30 +247,131 @@ private let request: UInt32 = 4
   {
     try lines.set(msix, .trigger, .triggers([trigger]))
     lines.raise(5)
-    #expect(lines.vectors[0x800] == UInt8(1 << 5))
+    #expect(lines.vectors.bytes[0x800] == UInt8(1 << 5))
     try lines.set(msix, .trigger, .triggers([trigger]), start: 5)
     #expect(trigger.count == 1)
-    #expect(lines.vectors[0x800] == UInt8(0))
+    #expect(lines.vectors.bytes[0x800] == UInt8(0))
   }
 
-  @Test mutating func `the MSI-X table stores what is written and doesn't block a trigger`() throws
+  @Test
+  mutating func `the first trigger of an MSI-X vector unmasks it in the table, as the kernel does`()
+    throws
   {
-    #expect(lines.vectors[12] == UInt32(1))
+    #expect(lines.vectors.bytes[12] == UInt32(1))
     lines.write([0xFF, 0xFF, 0xFF, 0xFF].span, toVectorsAt: 12)
     lines.write([0xFF].span, toVectorsAt: 0x800)
-    #expect(lines.vectors[12] == UInt32(1))
-    #expect(lines.vectors[0x800] == UInt8(0))
+    #expect(lines.vectors.bytes[12] == UInt32(1))
+    #expect(lines.vectors.bytes[0x800] == UInt8(0))
     try lines.set(msix, .trigger, .triggers([trigger]))
+    #expect(lines.vectors.bytes[12] == UInt32(0))
+    lines.raise(0)
+    #expect(trigger.count == 1)
+    try lines.set(msix, .trigger, .triggers([nil]))
+    #expect(lines.vectors.bytes[12] == UInt32(1))
+  }
+
+  @Test mutating func `an MSI-X vector that is masked in the table waits in the pending bits`()
+    throws
+  {
+    try lines.set(msix, .trigger, .triggers([Trigger(), trigger]), count: 2)
+    lines.write([1].span, toVectorsAt: 16 + 12)
+    lines.raise(1)
+    lines.raise(1)
+    #expect(trigger.count == 0)
+    #expect(lines.vectors.bytes[0x800] == UInt8(0b10))
+    lines.write([0].span, toVectorsAt: 16 + 12)
+    #expect(trigger.count == 1)
+    #expect(lines.vectors.bytes[0x800] == UInt8(0))
+  }
+
+  @Test mutating func `another trigger for a masked MSI-X vector leaves it masked`() throws {
+    try lines.set(msix, .trigger, .triggers([Trigger()]))
+    lines.write([1].span, toVectorsAt: 12)
+    try lines.set(msix, .trigger, .triggers([trigger]))
+    lines.raise(0)
+    #expect(trigger.count == 0)
+    lines.write([0].span, toVectorsAt: 12)
+    #expect(trigger.count == 1)
+  }
+
+  @Test
+  mutating func `MSI-X's function mask holds all vectors back, and each vector's mask its own`()
+    throws
+  {
+    let other = Trigger()
+    try lines.set(msix, .trigger, .triggers([trigger, other]), count: 2)
+    try lines.set(msix, .mask, .none, start: 1)
+    lines.maskMessages(0, function: true)
+    lines.raise(0)
+    lines.raise(1)
+    #expect(trigger.count == 0 && other.count == 0)
+    lines.maskMessages(0, function: false)
+    #expect(trigger.count == 1 && other.count == 0)
+    try lines.set(msix, .unmask, .none, start: 1)
+    #expect(other.count == 1)
+  }
+
+  @Test(arguments: [msi, msix])
+  mutating func `a request masks messages, which wait and come when they are unmasked`(
+    _ kind: UInt32
+  ) throws {
+    let triggers = (0..<4).map { _ in Trigger() }
+    try lines.set(kind, .trigger, .triggers(triggers), count: 4)
+    try lines.set(kind, .mask, .none, start: 1, count: 2)
+    for vector in 0..<4 { lines.raise(vector) }
+    #expect(triggers.map(\.count) == [1, 0, 0, 1])
+    try lines.set(kind, .unmask, .bools([false, true]), start: 1, count: 2)
+    #expect(triggers.map(\.count) == [1, 0, 1, 1])
+    try lines.set(kind, .unmask, .none, count: 4)
+    #expect(triggers.map(\.count) == [1, 1, 1, 1])
+    for vector in 0..<4 { lines.raise(vector) }
+    #expect(triggers.map(\.count) == [2, 2, 2, 2])
+  }
+
+  @Test(arguments: [msi, msix])
+  mutating func `masking a message of a kind that isn't in use, or none, fails with EINVAL`(
+    _ kind: UInt32
+  ) throws {
+    for action in [.mask, .unmask] as [InterruptRequest.Action] {
+      #expect(throws: Errno.invalidArgument) { try lines.set(kind, action, .none) }
+    }
+    try lines.set(kind, .trigger, .triggers([trigger]))
+    #expect(throws: Errno.invalidArgument) { try lines.set(kind, .mask, .none, count: 0) }
+    #expect(throws: Errno.invalidArgument) { try lines.set(kind, .mask, .bools([]), count: 0) }
+  }
+
+  @Test(arguments: [msi, msix])
+  mutating func `a kind that was disabled while masked comes back unmasked`(_ kind: UInt32) throws {
+    try lines.set(kind, .trigger, .triggers([trigger]))
+    try lines.set(kind, .mask, .none)
+    try lines.set(kind, .trigger, .none, count: 0)
+    try lines.set(kind, .trigger, .triggers([trigger]))
     lines.raise(0)
     #expect(trigger.count == 1)
   }
 
   @Test(arguments: [msi, msix])
-  mutating func `a message can't be masked by a request`(_ kind: UInt32) throws {
+  mutating func `a reset unmasks the messages that have triggers, and drops those that wait`(
+    _ kind: UInt32
+  ) throws {
     try lines.set(kind, .trigger, .triggers([trigger]))
-    for action in [.mask, .unmask] as [InterruptRequest.Action] {
-      #expect(throws: Errno.inappropriateIOCTLForDevice) { try lines.set(kind, action, .none) }
+    try lines.set(kind, .mask, .none)
+    lines.raise(0)
+    lines.reset()
+    #expect(trigger.count == 0)
+    #expect(lines.pendingMessages == 0 && lines.vectors.bytes[0x800] == UInt8(0))
+    lines.raise(0)
+    #expect(trigger.count == 1)
+  }
+
+  @Test mutating func `MSI vectors are taken into use as a set, which doesn't grow`() throws {
+    try lines.set(msi, .trigger, .triggers([trigger, nil]), count: 2)
+    try lines.set(msi, .trigger, .triggers([trigger]), start: 1)
+    #expect(throws: Errno.invalidArgument) {
+      try lines.set(msi, .trigger, .triggers([Trigger()]), start: 2)
     }
+    try lines.set(msi, .trigger, .none, count: 0)
+    try lines.set(msi, .trigger, .triggers([trigger]), start: 2)
   }
 
   // MARK: All kinds

@@ -20,6 +20,9 @@ private struct Sample: PCIDevice {
       Register(0x1C, \.locked).frozen { $0.plain == 0xDEAD }
       Doorbell(0x20) { sample, rung, _ in sample.writes = rung }
       Doorbell(0x24, \.plain) { (sample, rung: UInt32, _) in sample.plain = rung &+ 1 }
+        .ioeventfd()
+      Doorbell(0x2E) { (sample, rung: UInt16, _) in sample.writes = UInt32(rung) }
+        .ioeventfd([7, 0xFFFF])
     },
     .registers(1, size: 16, access: .words) {
       Register(0x0, \.wide)
@@ -71,6 +74,19 @@ private struct Sample: PCIDevice {
   @Test func `what no register holds reads as all ones`() throws {
     #expect(try device.bytes(0, 0x0C, 6) == [0xFF, 0xFF, 0xFF, 0xFF, 0, 0])
     #expect(try device.bytes(0, 4092, 4) == [0xFF, 0xFF, 0xFF, 0xFF])
+  }
+
+  @Test func `the doorbells that allow it may be rung by eventfds, some for a value each`() throws {
+    #expect(
+      try device.ioEvents(0) == [
+        IOEvent(offset: 0x24, size: 4), IOEvent(offset: 0x2E, size: 2, value: 7),
+        IOEvent(offset: 0x2E, size: 2, value: 0xFFFF),
+      ])
+    #expect(try device.ioEvents(1) == [])
+    #expect(try device.ioEvents(7) == [])
+    for region in [2, 8, 9, .max] as [UInt32] {
+      #expect(throws: Errno.invalidArgument) { try device.ioEvents(region) }
+    }
   }
 
   @Test func `an effect runs once for each write`() throws {

@@ -50,6 +50,19 @@ private struct Empty: PCIDevice {
         == "register 0x8 of BAR 0: its property is computed or observed, not stored")
   }
 
+  @Test func `a doorbell's eventfd for a value that can't be written, or twice, is named`() {
+    func bell(_ values: [UInt64]) -> String? {
+      sentence([
+        .registers(0, size: 16) { Doorbell(0x8) { (_, _: UInt16, _) in }.ioeventfd(values) }
+      ])
+    }
+    #expect(bell([0, 0xFFFF]) == nil)
+    #expect(
+      bell([0x10000])
+        == "register 0x8 of BAR 0: an eventfd for 0x10000, which has more than 2 bytes")
+    #expect(bell([1, 1]) == "register 0x8 of BAR 0: two eventfds for the same value")
+  }
+
   @Test func `BARs that share an index are named`() {
     #expect(
       sentence([.memory(2, size: 4096, is64Bit: true), .memory(3, size: 4096)])

@@ -2,6 +2,7 @@ import LinuxIO
 import SystemPackage
 import Testing
 import VFIOCore
+import VFIOStream
 import VFIOWire
 
 @testable import VFIOServer
@@ -61,7 +62,7 @@ import VFIOWire
 
   @Test(
     arguments: [
-      .deviceSetIRQs, Command(rawValue: 6), Command(rawValue: 11), Command(rawValue: 12),
+      .deviceSetIRQs, Command(rawValue: 11), Command(rawValue: 12),
       Command(rawValue: 14), Command(rawValue: 16), Command(rawValue: 17),
       Command(rawValue: 18), Command(rawValue: 0), Command(rawValue: 19), .getAPIVersion,
       .iommuMapDMA, .openContainer, Command(rawValue: 0xFFFF),
@@ -102,8 +103,58 @@ import VFIOWire
     let reply = try regionInfo(2, argsz: argsz)
     #expect(
       reply.body
-        == bytes(UInt32(64), UInt32(15), UInt32(2), UInt32(32), UInt64(2 << 20), UInt64(0)))
+        == bytes(UInt32(64), UInt32(7), UInt32(2), UInt32(0), UInt64(2 << 20), UInt64(0)))
     #expect(reply.descriptors.isEmpty)
+  }
+
+  @Test func `lets nothing be mapped by one who takes no descriptors`() throws {
+    let world = try World()
+    let device = world.socket()
+    try device.call(.version, version01 + text("{\"capabilities\":{\"max_msg_fds\":0}}"))
+    let reply = try device.call(
+      .deviceGetRegionInfo,
+      bytes(UInt32(64), UInt32(0), UInt32(2), UInt32(0), UInt64(0), UInt64(0)))
+    #expect(
+      reply.body
+        == bytes(UInt32(32), UInt32(3), UInt32(2), UInt32(0), UInt64(2 << 20), UInt64(0)))
+    #expect(reply.descriptors.isEmpty)
+  }
+
+  @Test func `tells what a region of the device's own is for, behind its areas`() throws {
+    let areas: [Range<UInt64>] = [0x1000..<0x2000, 0x4000..<0x6000]
+    let memory = try DeviceMemory(size: 0x8000)
+    for (mappable, needed) in [([], 48), (areas, 96)] as [([Range<UInt64>], UInt32)] {
+      let own = OwnRegion(
+        information: RegionInformation(
+          readable: true, writable: false, size: 0x8000, mappable: mappable,
+          memory: mappable.isEmpty ? nil : memory,
+          type: RegionType(type: 0x8000_1234, subtype: 7)))
+      for argsz in [32, needed - 1, needed] {
+        let fits = argsz == needed
+        var output = Output()
+        let header = Header(id: 1, command: .deviceGetRegionInfo, messageSize: 48)
+        output.begin(replyTo: header)
+        try device.getRegionInfo(
+          Request(header: header),
+          bytes(argsz, UInt32(0), UInt32(9), UInt32(0), UInt64(0), UInt64(0)).span, own, &output)
+        output.finish()
+        let body = try output.withBytes(output.next.range) { sent throws(Errno) in
+          (Header.size..<sent.count).map { sent[$0] }
+        }
+        let flags: UInt32 = (mappable.isEmpty ? 1 : 5) | (fits ? 8 : 0)
+        var expected = bytes(
+          needed, flags, UInt32(9), UInt32(fits ? 32 : 0), UInt64(0x8000), UInt64(0))
+        if fits, !mappable.isEmpty {
+          expected += bytes(UInt16(1), UInt16(1), UInt32(80), UInt32(2), UInt32(0))
+          expected += bytes(UInt64(0x1000), UInt64(0x1000), UInt64(0x4000), UInt64(0x2000))
+        }
+        if fits {
+          expected += bytes(UInt16(2), UInt16(1), UInt32(0), UInt32(0x8000_1234), UInt32(7))
+        }
+        #expect(body == expected)
+        #expect(output.next.descriptors.count == (fits && !mappable.isEmpty ? 1 : 0))
+      }
+    }
   }
 
   @Test(arguments: [64, 4096] as [UInt32])
@@ -327,4 +378,26 @@ import VFIOWire
     sessions[1].close()
     _ = try socket(0, process: 101).call(.version, version01)
   }
+}
+
+/// A device with one region, whatever its index.
+private final class OwnRegion: DeviceOperations {
+  private let own: RegionInformation
+  init(information: RegionInformation) { own = information }
+
+  var information: DeviceInformation { DeviceInformation(flags: 0, regions: 10, interrupts: 0) }
+  func region(_ index: UInt32) throws(Errno) -> RegionInformation { own }
+  func interrupt(_ index: UInt32) throws(Errno) -> InterruptInformation { throw .invalidArgument }
+  func ioEvents(_ region: UInt32) throws(Errno) -> [IOEvent] { [] }
+  func open(_ dma: DMA, keepingState: Bool) throws(Errno) {}
+  func release() {}
+  func read(
+    _ region: UInt32, at offset: UInt64, into bytes: inout MutableSpan<UInt8>
+  ) throws(Errno) { throw .invalidArgument }
+  func write(_ bytes: Span<UInt8>, to region: UInt32, at offset: UInt64) throws(Errno) {
+    throw .invalidArgument
+  }
+  func setInterrupts(_ request: InterruptRequest) throws(Errno) { throw .invalidArgument }
+  func reset() throws(Errno) { throw .inappropriateIOCTLForDevice }
+  func request() {}
 }

@@ -108,6 +108,13 @@ private let msix: UInt32 = 2
     #expect(throws: Errno.invalidArgument) { try set(eventfd | trigger, 0, interrupts, with: all) }
   }
 
+  @Test(arguments: [none | trigger, bools | trigger, none | mask, bools | unmask])
+  func `fails with EINVAL for a descriptor that nothing asks for`(_ flags: UInt32) throws {
+    try set(eventfd | trigger, 0, 1, with: try events(1))
+    #expect(throws: Errno.invalidArgument) { try set(flags, 0, 1, data: [1], with: try events(1)) }
+    try set(flags, 0, 1, data: [1])
+  }
+
   @Test func `fails with EINVAL for a descriptor that is no eventfd, and changes nothing`() throws {
     let event = try EventFD()
     try set(eventfd | trigger, 0, 1, with: [event.descriptor])

@@ -142,6 +142,10 @@ static inline int clinux_pidfd(pid_t process) {
 // Adds 1 to an eventfd and never blocks, whatever its owner does to it meanwhile (eventfd.c).
 void clinux_signal(int eventfd);
 
+// Takes an eventfd's count and never blocks, whatever its owner does to it meanwhile; 0 when there
+// is none (eventfd.c).
+uint64_t clinux_drain(int eventfd);
+
 // ---- guarded copies (guard.c) --------------------------------------------------------------
 
 // Registers a mapping so that a fault in it, because its file was truncated, neither kills the

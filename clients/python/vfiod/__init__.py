@@ -6,7 +6,7 @@ from .device import Device
 from .errors import Disconnected, VFIOError
 from .irq import EventFD
 from .memory import DMAMemory, Memory
-from .region import MappedArea, Region, RegionInfo
+from .region import Doorbell, MappedArea, Region, RegionInfo
 from .trace import Trace, TraceEvent, TraceRecord
 from .wire import (
     IRQ,
@@ -33,6 +33,7 @@ __all__ = [
     "Device",
     "DeviceFlags",
     "Disconnected",
+    "Doorbell",
     "EventFD",
     "ExternalUser",
     "Group",

@@ -8,10 +8,10 @@ from .connection import Descriptor
 
 
 class EventFD:
-    """A counter that one process signals and another waits for."""
+    """A counter that one process signals and another waits for: a new one, or one that came."""
 
-    def __init__(self) -> None:
-        self._descriptor = Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    def __init__(self, descriptor: Descriptor | None = None) -> None:
+        self._descriptor = descriptor or Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
     def wait(self, timeout: float | None = None) -> int:
         """Waits until it was signalled; returns how often since the last look, 0 after `timeout` s."""

@@ -2,6 +2,7 @@
 
 import errno
 import mmap
+import os
 import struct
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from . import wire
 from .connection import Descriptor, Message, Pending, unpack
 from .errors import VFIOError
+from .irq import EventFD
 from .wire import Command, RegionFlags
 
 if TYPE_CHECKING:
@@ -32,6 +34,24 @@ class RegionInfo:
     def close(self) -> None:
         if self.descriptor is not None:
             self.descriptor.close()
+
+
+@dataclass(frozen=True)
+class Doorbell:
+    """A write for which an eventfd stands: signalling it rings without a message."""
+
+    offset: int
+    size: int
+    """Bytes of the write; 0 for any."""
+    value: int | None
+    """What is written; None for anything."""
+    event: EventFD
+
+    def ring(self) -> None:
+        self.event.signal()
+
+    def close(self) -> None:
+        self.event.close()
 
 
 class Region:
@@ -101,6 +121,29 @@ class Region:
 
     def write64(self, offset: int, value: int) -> None:
         self.write(offset, struct.pack("<Q", value))
+
+    def doorbells(self) -> list[Doorbell]:
+        """DEVICE_GET_REGION_IO_FDS: what may be rung by an eventfd, which the caller closes; asked again
+        when there is more than the first answer held. They ring until the device is closed."""
+        size = wire.REGION_IO_FDS.size
+        while True:
+            request = wire.REGION_IO_FDS.pack(size, 0, self.index, 0)
+            reply = self.device.connection.request(Command.DEVICE_GET_REGION_IO_FDS, request)
+            needed, _, _, count = unpack(wire.REGION_IO_FDS, reply.payload)
+            if needed <= size:
+                break
+            reply.close()
+            size = needed
+        doorbells = []
+        for number in range(count):
+            at = wire.REGION_IO_FDS.size + number * wire.SUB_REGION.size
+            offset, length, index, kind, flags, value = wire.SUB_REGION.unpack_from(reply.payload, at)
+            if kind == wire.IO_FD_TYPE_IOEVENTFD and index < len(reply.descriptors):
+                event = EventFD(Descriptor(os.dup(reply.descriptors[index].fileno())))
+                matched = value if flags & wire.IOEVENTFD_DATAMATCH else None
+                doorbells.append(Doorbell(offset, length, matched, event))
+        reply.close()
+        return doorbells
 
     def map(self) -> "list[MappedArea]":
         """Maps all that may be mapped; the caller closes each area. EINVAL where there is nothing."""

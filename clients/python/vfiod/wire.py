@@ -303,6 +303,13 @@ class IRQInfo:
 
 IRQ_INFO = Struct("=IIII")
 
+REGION_IO_FDS = Struct("=IIII")
+"""argsz, flags, index, count: DEVICE_GET_REGION_IO_FDS and the beginning of its reply."""
+SUB_REGION = Struct("=QQIII4xQ")
+"""offset, size, fd_index, type, flags, datamatch."""
+IO_FD_TYPE_IOEVENTFD = 0
+IOEVENTFD_DATAMATCH = 1
+
 
 class IRQ(enum.IntEnum):
     """Kinds of a PCI device's interrupts (`VFIO_PCI_*_IRQ_INDEX`)."""
