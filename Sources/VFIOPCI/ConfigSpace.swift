@@ -6,6 +6,8 @@ struct ConfigSpace {
   private static let firstCapability = 0x40
 
   private(set) var bytes = MaskedBytes(count: size)
+  /// Where MSI's message control is.
+  private var messageControl: Int?
   /// Where the mask bits of several MSI vectors are, with their pending bits behind them; a single one has
   /// none.
   private var messageMask: Int?
@@ -59,6 +61,7 @@ struct ConfigSpace {
     if interrupts.msi > 0 {
       let hasMask = interrupts.msi > 1
       let msi = capability(0x05, hasMask ? 24 : 14, in: &bytes)
+      messageControl = msi + 2
       let maximum = UInt16(interrupts.msi.trailingZeroBitCount) << 1
       // A 64-bit address, and masks; clients write the enable bit and the number of vectors in use.
       bytes.define(msi + 2, (hasMask ? 0x180 : 0x80) | maximum, writable: 0x71)
@@ -99,10 +102,19 @@ struct ConfigSpace {
   ) {
     show(interrupts)
     bytes.write(span, at: offset)
+    limitMessages()
     interrupts.disableINTx(command.contains(.intxDisable))
     let control: UInt16 = vectorControl.map { bytes[$0] } ?? 0
     interrupts.maskMessages(
       messageMask.map { bytes[$0] } ?? interrupts.messageMask, function: control & 0x4000 != 0)
+  }
+
+  /// No more messages are in use than there are, as in the kernel.
+  private mutating func limitMessages() {
+    guard let messageControl else { return }
+    let control: UInt16 = bytes[messageControl]
+    let most = control >> 1 & 7
+    bytes[messageControl] = control & ~0x70 | min(control >> 4 & 7, most) << 4
   }
 
   /// The interrupt bit of STATUS, and MSI's mask and pending bits.

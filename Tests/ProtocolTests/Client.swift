@@ -102,6 +102,8 @@ final class Client {
       guard try peers[name]?.receive() == nil else { throw Deviation("still open") }
     } else if let name = step["signalled"]?.string {
       try wait(for: name, times: step["times"]?.int ?? 0)
+    } else if let name = step["signal"]?.string {
+      try EventFD(checking: try descriptor(name)).signal()
     } else if let name = step["store"]?.string {
       try memory(name, step).write(content(step).span, at: UInt64(step["at"]?.int ?? 0))
     } else if let name = step["load"]?.string {
@@ -131,7 +133,7 @@ final class Client {
       throw Deviation("received \(reply.descriptors.count) descriptors")
     }
     for (name, descriptor) in zip(names, reply.descriptors) {
-      if name == "region" {
+      if name == "region" || name.hasPrefix("bell") {
         things[name] = descriptor
       } else {
         peers[name] = Peer(Socket(descriptor))

@@ -70,7 +70,7 @@ import VFIOWire
   @Test func `have structures without gaps, whose fields have their types' sizes`() {
     #expect(["u16", "u32", "u64", "s64"].map(Facts.size) == [2, 4, 8, 8])
     let commands = Facts.all["commands"]?.elements ?? []
-    let capabilities = Facts.all["capabilities"]?.elements ?? []
+    let capabilities = ["capabilities", "structures"].flatMap { Facts.all[$0]?.elements ?? [] }
     #expect(!commands.isEmpty && !capabilities.isEmpty)
     let structures =
       commands.flatMap { [$0["request"], $0["reply"]] } + capabilities.map { $0["fields"] }

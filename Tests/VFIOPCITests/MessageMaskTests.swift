@@ -44,6 +44,15 @@ private struct Messages: PCIDevice {
     #expect(try device.get(7, msix) == UInt32(0x0003_0011))
   }
 
+  @Test func `come with a number of messages in use, which is at most the number that there is`()
+    throws
+  {
+    try device.set(7, msi + 2, UInt16(0xFFFF))
+    #expect(try device.get(7, msi + 2) == UInt16(0x01A5))
+    try device.set(7, msi + 2, UInt16(0x10))
+    #expect(try device.get(7, msi + 2) == UInt16(0x0194))
+  }
+
   @Test func `hold an MSI back in configuration space, where it shows as pending`() throws {
     try device.setInterrupts(
       InterruptRequest(

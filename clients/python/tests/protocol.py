@@ -117,6 +117,8 @@ class Runner:
             raise AssertionError("still open")
         elif "signalled" in step:
             self.wait_for(step["signalled"], step["times"])
+        elif "signal" in step:
+            os.eventfd_write(self.descriptor(step["signal"]), 1)
         elif "store" in step:
             os.pwrite(self.descriptor(step["store"]), bytes.fromhex(step["bytes"]), step["at"])
         elif "load" in step:
@@ -146,7 +148,7 @@ class Runner:
             descriptor = reply.descriptors.pop(0)
             if name in self.connections:
                 self.connections.pop(name).close()
-            if name == "region":
+            if name == "region" or name.startswith("bell"):
                 self.descriptors.setdefault(name, descriptor)
                 if self.descriptors[name] is not descriptor:
                     descriptor.close()

@@ -3,6 +3,7 @@
 import enum
 import errno
 import re
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,9 @@ def test_constants_are_the_kernels() -> None:
                 value = 1 << int(found[1]) if found[1] else int(found[2])
                 assert constant["value"] == value, name
             else:
-                # The indices are enumerations, and PCI's bits are in another header.
-                assert name.endswith("_INDEX") or name.startswith("PCI_"), f"{name} isn't the kernel's"
+                # The indices are enumerations, and PCI's and KVM's bits are in other headers.
+                ours = name.endswith("_INDEX") or name.startswith(("PCI_", "KVM_", "VFIO_USER_"))
+                assert ours, f"{name} isn't the kernel's"
 
 
 def constants(group: str, prefix: str) -> dict[str, int]:
@@ -160,9 +162,18 @@ def test_capabilities_are_the_clients() -> None:
     assert field_format(sparse["fields"]) == wanted
 
 
+def test_a_sub_region_is_the_clients() -> None:
+    (sub_region,) = [item for item in FACTS["structures"] if item["name"] == "sub-region"]
+    assert struct.calcsize(field_format(sub_region["fields"])) == wire.SUB_REGION.size
+    packed = wire.SUB_REGION.pack(1, 2, 3, 4, 5, 6)
+    values = protocol.decode(sub_region["fields"], packed)
+    names = ["offset", "size", "fd_index", "type", "flags", "padding", "datamatch"]
+    assert values == dict(zip(names, [1, 2, 3, 4, 5, 0, 6]))
+
+
 def structures() -> list[list[dict[str, Any]]]:
     both = [command[way] for command in FACTS["commands"] for way in ("request", "reply")]
-    return both + [item["fields"] for item in FACTS["capabilities"]]
+    return both + [item["fields"] for item in FACTS["capabilities"] + FACTS["structures"]]
 
 
 def test_structures_have_no_gaps_and_fields_have_their_types_sizes() -> None:
