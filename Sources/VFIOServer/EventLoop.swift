@@ -18,7 +18,7 @@ final class EventLoop: Sendable {
     var listeners: [UInt64: Listener] = [:]
     var lastNumber: UInt64 = 0
     var isRunning = false
-    /// What the loop waits in, and what wakes it; there from the first listener on.
+    /// What the loop waits in, and what wakes it; there while it runs.
     var wait: (epoll: Epoll, wake: EventFD)?
   }
 
@@ -72,16 +72,23 @@ final class EventLoop: Sendable {
 
   private func run(_ epoll: Epoll) {
     var events: [Epoll.Event] = []
-    while state.withLock({ state in
-      state.isRunning = !state.listeners.isEmpty
-      return state.isRunning
-    }) {
+    while goesOn() {
       events.removeAll(keepingCapacity: true)
       try? epoll.wait(&events, forever: true)
       for event in events {
         let listener = state.withLock { $0.listeners[event.number] }
         listener?.action()
       }
+    }
+  }
+
+  /// False when there is nobody left to listen to: then nothing is left of the loop.
+  private func goesOn() -> Bool {
+    state.withLock { state in
+      guard state.listeners.isEmpty else { return true }
+      state.isRunning = false
+      state.wait = nil
+      return false
     }
   }
 

@@ -131,7 +131,7 @@ import VFIOPCI
     let msi = try #require(found[0x05])
     #expect(try edu.get(7, msi + 2) == UInt16(0x0080))
     try edu.set(7, msi + 2, [UInt8](repeating: 0xFF, count: 12))
-    #expect(try edu.get(7, msi + 2) == UInt16(0x00F1))
+    #expect(try edu.get(7, msi + 2) == UInt16(0x0081))
     #expect(try edu.get(7, msi + 4) == UInt64(0xFFFF_FFFF_FFFF_FFFC))
     #expect(try edu.get(7, msi + 12) == UInt16.max)
   }
