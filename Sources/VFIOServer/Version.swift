@@ -9,6 +9,9 @@ struct Version {
   /// The version of the protocol that this server speaks: 0.1, and with it 0.0.
   static let major: UInt16 = 0
   static let minor: UInt16 = 1
+  /// What QEMU takes at most as an answer. A client that proposes more is told of more.
+  private static let mostDescriptors = 16
+  private static let mostMappings = 65535
   /// The largest message before VERSION has told the limit.
   static let messageLimit = 64 << 10
 
@@ -66,7 +69,7 @@ struct Version {
       guard proposed.exists else { return .object([]) }
       var offered: [JSONMember] = []
       for member in try proposed.members() {
-        let ours: Int
+        var ours: Int
         switch member.name {
         case "write_multiple":
           if try member.reader.bool() { offered.append(JSONMember(member.name, true)) }
@@ -98,7 +101,10 @@ struct Version {
         }
         let theirs: UInt64 = try member.reader.integer(in: 0...UInt64.max)
         switch member.name {
-        case "max_msg_fds": peer.messageDescriptors = Int(clamping: theirs)
+        case "max_msg_fds":
+          peer.messageDescriptors = Int(clamping: theirs)
+          ours = min(ours, max(Self.mostDescriptors, peer.messageDescriptors))
+        case "max_dma_maps": ours = min(ours, max(Self.mostMappings, Int(clamping: theirs)))
         case "max_data_xfer_size": peer.maxDataTransferSize = Int(clamping: theirs)
         default: break
         }

@@ -89,6 +89,24 @@ private let anyone = Credentials(process: 1, user: 1000, group: 1000)
         + "\0")
   }
 
+  @Test(arguments: [(16, 16), (17, 17), (253, 200), (Int.max, 200), (0, 16)])
+  func `tells of more descriptors and mappings than QEMU takes only who proposes more`(
+    _ theirs: Int, _ answer: Int
+  ) throws {
+    var configuration = Configuration.builtIn
+    configuration.limits.messageDescriptors = 200
+    configuration.limits.mappings = 1 << 20
+    let world = try World(configuration)
+    let device = world.socket()
+    let proposal = "{\"capabilities\":{\"max_msg_fds\":\(theirs),\"max_dma_maps\":\(theirs)}}"
+    let reply = try device.call(.version, version01 + text(proposal))
+    let mappings = theirs == .max ? 1 << 20 : 65535
+    #expect(
+      Array(reply.body.dropFirst(4))
+        == text("{\"capabilities\":{\"max_msg_fds\":\(answer),\"max_dma_maps\":\(mappings)}}"))
+    device.close()
+  }
+
   @Test func `offers no second socket`() throws {
     #expect(
       try offer(#"{"capabilities":{"twin_socket":{"supported":true}}}"#)
