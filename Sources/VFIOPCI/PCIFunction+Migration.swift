@@ -147,7 +147,7 @@ extension PCIFunction: MigratableDevice {
       parts.append((record, content))
     }
     add(.config, 0, 0, state.config.saved(state.bus.interrupts))
-    add(.vectors, 0, 0, state.bus.interrupts.vectors.all)
+    add(.vectors, 0, 0, state.bus.interrupts.vectors.bytes.all)
     add(.intx, 0, 0, [state.bus.interrupts.isAsserted ? 1 : 0])
     for part in savedParts { add(part.kind, part.region, part.offset, part.load(state.cell)) }
     return parts

@@ -18,12 +18,14 @@ private final class NoMemory: DMAMemory, MemorySource {
 
 private struct Container {
   private let iommu: any IOMMU
+  private let device: DMA
   private let memory = NoMemory()
   private let page: UInt64 = 4096
 
   init() throws {
     let limits = IOMMULimits(apertures: [0...UInt64.max], mappings: 1 << 24)
     iommu = try Type1Driver().open(3, limits)
+    device = DMA(iommu: iommu, group: IOMMUGroup(id: 0))
   }
 
   func map(_ number: UInt64) throws {
@@ -40,7 +42,7 @@ private struct Container {
   func read(_ number: UInt64) throws {
     var bytes: [UInt8] = [0, 0, 0, 0]
     var span = bytes.mutableSpan
-    try iommu.dmaRead(number * 2 * page, into: &span)
+    try device.read(number * 2 * page, into: &span)
   }
 }
 
