@@ -80,11 +80,18 @@ class Machine:
     """A QEMU of its own, and the guest in it; killed at the end of `with` if it still runs.
 
     `sockets` are those of devices, which the guest finds at 0000:00:04.0, 0000:00:05.0 and so on.
-    The guest's console is in `logs`/NAME.console, what QEMU says in `logs`/NAME.qemu.
+    Unless its memory is `shared`, they reach it by messages to QEMU. The guest's console is in
+    `logs`/NAME.console, what QEMU says in `logs`/NAME.qemu.
     """
 
     def __init__(
-        self, packages: Packages, initramfs: Path, sockets: list[Path], logs: Path, name: str
+        self,
+        packages: Packages,
+        initramfs: Path,
+        sockets: list[Path],
+        logs: Path,
+        name: str,
+        shared: bool,
     ) -> None:
         self.console = logs / f"{name}.console"
         self.messages = logs / f"{name}.qemu"
@@ -92,12 +99,13 @@ class Machine:
         for slot, path in enumerate(sockets, start=4):
             socket = f'"socket":{{"type":"unix","path":"{path}"}}'
             devices += ["-device", f'{{"driver":"vfio-user-pci","addr":"{slot}",{socket}}}']
+        memory = "memory-backend-memfd,share=on" if shared else "memory-backend-ram,share=off"
         with open(self.messages, "wb") as messages:
             self.process = subprocess.Popen(
                 [
                     *packages.qemu(), "-nodefaults", "-no-user-config", "-display", "none",
                     "-machine", "q35,memory-backend=ram", "-m", "192M", "-accel", "tcg",
-                    "-object", "memory-backend-memfd,id=ram,size=192M,share=on",
+                    "-object", f"{memory},id=ram,size=192M",
                     "-chardev", f"file,id=console,path={self.console}", "-serial", "chardev:console",
                     "-chardev", "stdio,id=commands,signal=off", "-serial", "chardev:commands",
                     "-kernel", packages.kernel, "-initrd", initramfs,
@@ -136,18 +144,23 @@ class Machine:
         return self._line("a line", COMMAND)
 
     def _line(self, what: str, timeout: float) -> str:
-        assert self.process.stdout is not None
         deadline = time.monotonic() + timeout
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            while b"\n" not in self._received:
-                if not selector.select(max(0, deadline - time.monotonic())):
-                    pytest.fail(f"waited in vain for {what}")
-                if not (read := os.read(self.process.stdout.fileno(), 65536)):
-                    pytest.fail(f"QEMU ended while the test waited for {what}")
-                self._received += read
+        while b"\n" not in self._received:
+            if not self._receive(what, deadline):
+                pytest.fail(f"QEMU ended while the test waited for {what}")
         line, _, self._received = self._received.partition(b"\n")
         return line.decode(errors="replace").rstrip("\r")
+
+    def _receive(self, what: str, deadline: float) -> bool:
+        """Waits for more of what the guest prints. False at QEMU's end."""
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            if not selector.select(max(0, deadline - time.monotonic())):
+                pytest.fail(f"waited in vain for {what}, after {self._received!r}")
+        read = os.read(self.process.stdout.fileno(), 65536)
+        self._received += read
+        return bool(read)
 
     def connections(self) -> set[str]:
         """The sockets that QEMU has open; a connection that is made anew has a new name."""
@@ -159,10 +172,10 @@ class Machine:
 
     def wait(self) -> int:
         """Waits for QEMU's end; its status."""
-        try:
-            return self.process.wait(COMMAND)
-        except subprocess.TimeoutExpired:
-            pytest.fail("QEMU doesn't end")
+        deadline = time.monotonic() + COMMAND
+        while self._receive("QEMU's end", deadline):
+            pass
+        return self.process.wait()
 
     def kill(self) -> None:
         """Kills QEMU as if its power were cut."""

@@ -97,9 +97,9 @@ class Scenario:
             finally:
                 (self.logs / f"{name}.log").write_text(server.output())
 
-    def machine(self, name: str) -> Machine:
+    def machine(self, name: str, shared: bool = True) -> Machine:
         sockets = [self.directory / "devices" / f"{address}.sock" for address in ADDRESSES]
-        return Machine(self.packages, self.initramfs, sockets, self.logs, name)
+        return Machine(self.packages, self.initramfs, sockets, self.logs, name, shared)
 
     def run(self) -> None:
         with self.server("first-server") as server:
@@ -126,8 +126,8 @@ class Scenario:
                 self.report.check("the server stops, and takes its sockets with it", True)
                 self.outlive(machine)
         with self.server("second-server") as server:
-            self.report.line("A new QEMU takes the new server's sockets")
-            with self.machine("third") as machine:
+            self.report.line("A new QEMU takes the new server's sockets, and doesn't share its memory")
+            with self.machine("third", shared=False) as machine:
                 machine.wait_until_up()
                 self.look(machine)
                 self.drive(machine)
