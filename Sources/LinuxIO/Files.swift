@@ -79,6 +79,12 @@ public func readFile(_ path: String, limit: Int) throws(Errno) -> [UInt8] {
   }
 }
 
+/// Opens a file to read and write it.
+public func openFile(_ path: String) throws(Errno) -> Descriptor {
+  // Sound: the path outlives the call.
+  Descriptor(owning: try call { unsafe open(path, O_RDWR | O_CLOEXEC) })
+}
+
 /// The uid of a user; nil when there is none of that name.
 public func userID(named name: String) -> UInt32? {
   // Sound: the entry is read before any other call could reuse it; only used at start.
@@ -90,6 +96,14 @@ public func effectiveUser() -> UInt32 { geteuid() }
 public func effectiveGroup() -> UInt32 { getegid() }
 
 extension Descriptor {
+  /// Device and inode of the file: whether two descriptors are of the same one.
+  public func fileNumbers() throws(Errno) -> (device: UInt64, inode: UInt64) {
+    var info = stat()
+    // Sound: the call fills the structure given.
+    try call { unsafe fstat(rawValue, &info) }
+    return (UInt64(info.st_dev), UInt64(info.st_ino))
+  }
+
   /// `/dev/null`, as a descriptor to give up when there are no more.
   public static func null() throws(Errno) -> Descriptor {
     Descriptor(owning: try call { unsafe open("/dev/null", O_RDONLY | O_CLOEXEC) })

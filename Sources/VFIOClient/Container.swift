@@ -16,6 +16,8 @@ public struct IOMMUType: RawRepresentable, Hashable, Sendable {
   public static let type1v2 = IOMMUType(rawValue: 3)
   /// `VFIO_DMA_CC_IOMMU`: DMA is coherent with the processors' caches.
   public static let dmaCacheCoherent = IOMMUType(rawValue: 4)
+  /// `VFIO_EEH`: no server has it.
+  public static let eeh = IOMMUType(rawValue: 5)
   /// `VFIO_SPAPR_TCE_v2_IOMMU`.
   public static let spaprTCEv2 = IOMMUType(rawValue: 7)
   /// `VFIO_NOIOMMU_IOMMU`.

@@ -11,6 +11,8 @@ public struct Topology: Sendable, Equatable {
     public var owner: UInt32
     /// Its permissions in octal digits, such as `0600`.
     public var mode: String
+    /// False for devices that no IOMMU stands in front of: only an administrator may open them.
+    public var hasIOMMU: Bool
     public var isViable: Bool
     public var isContainerSet: Bool
     /// The processes that have it open, or one of its device sockets.
@@ -52,7 +54,9 @@ public struct Topology: Sendable, Equatable {
         Group(
           id: try group["id"].integer(in: 0...UInt32.max),
           owner: try group["owner"].integer(in: 0...UInt32.max),
-          mode: try group["mode"].string(), isViable: try group["viable"].bool(),
+          mode: try group["mode"].string(),
+          hasIOMMU: try group["iommu"].optionalString() != "none",
+          isViable: try group["viable"].bool(),
           isContainerSet: try group["container_set"].bool(), users: users, devices: devices))
     }
   }

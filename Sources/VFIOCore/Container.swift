@@ -16,6 +16,12 @@ public final class Container: Sendable {
     /// Newest first.
     var groups: [IOMMUGroup] = []
     var open: OpenIOMMU?
+
+    /// Groups without an IOMMU have a driver of their own, and others never have it.
+    func allows(_ driver: any IOMMUDriver) -> Bool {
+      guard let group = groups.first else { return true }
+      return driver.isForGroupsWithoutIOMMU != group.hasIOMMU
+    }
   }
 
   /// A driver's IOMMU, released with the last reference. The container has one as long as it has
@@ -49,13 +55,13 @@ public final class Container: Sendable {
   /// The IOMMU that `VFIO_SET_IOMMU` has set, until the last group leaves.
   public var iommu: (any IOMMU)? { state.withLock { $0.open?.iommu } }
 
-  /// `VFIO_CHECK_EXTENSION`. Without a driver set, all registered ones are asked until one gives a
-  /// positive answer; otherwise the last answer counts, or 0.
+  /// `VFIO_CHECK_EXTENSION`. Without a driver set, all registered ones that the container's groups
+  /// may have are asked until one gives a positive answer; otherwise the last answer counts, or 0.
   public func checkExtension(_ number: UInt64) -> Int64 {
     state.withLock { state in
       if let open = state.open { return open.iommu.checkExtension(number) }
       var answer: Int64 = 0
-      for driver in registry.iommuDrivers {
+      for driver in registry.iommuDrivers where state.allows(driver) {
         answer = driver.checkExtension(number)
         if answer > 0 { break }
       }
@@ -70,9 +76,10 @@ public final class Container: Sendable {
   public func setIOMMU(_ type: UInt64) throws(Errno) {
     try state.withLock { state throws(Errno) in
       guard !state.groups.isEmpty, state.open == nil else { throw .invalidArgument }
-      guard let driver = registry.iommuDrivers.first(where: { $0.checkExtension(type) > 0 }) else {
-        throw .operationNotSupportedByDevice
+      let driver = registry.iommuDrivers.first {
+        state.allows($0) && $0.checkExtension(type) > 0
       }
+      guard let driver else { throw .operationNotSupportedByDevice }
       let open = try OpenIOMMU(driver, type, limits)
       try Container.attach(state.groups, to: open.iommu)
       state.open = open
@@ -129,9 +136,13 @@ public final class Container: Sendable {
     return try withExtendedLifetime(open) { () throws(Errno) in try body(open.iommu) }
   }
 
-  /// Takes a group in, and attaches it to the driver, whose error is thrown.
+  /// Takes a group in, and attaches it to the driver, whose error is thrown. `EPERM` for a group
+  /// without an IOMMU among such that have one, and the other way round.
   func add(_ group: IOMMUGroup) throws(Errno) {
     try state.withLock { state throws(Errno) in
+      guard state.groups.allSatisfy({ $0.hasIOMMU == group.hasIOMMU }) else {
+        throw .notPermitted
+      }
       try state.open?.iommu.attach(group)
       state.groups.insert(group, at: 0)
     }

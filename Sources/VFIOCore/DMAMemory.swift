@@ -120,4 +120,14 @@ public protocol MemorySource {
   /// Throws `EACCES` for a read-only file that is to be writable, `EINVAL` for one that is too short
   /// or not memory, `EFAULT` for a process's range that cannot be reached.
   func memory(at address: UInt64, size: UInt64, writable: Bool) throws(Errno) -> any DMAMemory
+
+  /// Where its memory is from; nil when nothing that `memory` gave from there is in use any more.
+  /// Says nothing of what can be reached now.
+  func origin() throws(Errno) -> MemoryOrigin?
+}
+
+/// The file, or else the object, that memory belongs to: equal for all requests that bring the same.
+public enum MemoryOrigin: Hashable, Sendable {
+  case file(device: UInt64, inode: UInt64)
+  case object(ObjectIdentifier)
 }

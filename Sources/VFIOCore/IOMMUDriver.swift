@@ -5,6 +5,8 @@ import SystemPackage
 public protocol IOMMUDriver: AnyObject, Sendable {
   /// The driver's name in logs and configuration, such as `type1`.
   var name: String { get }
+  /// Whether the driver is for groups without an IOMMU, and for no others. False unless it says so.
+  var isForGroupsWithoutIOMMU: Bool { get }
   /// `VFIO_CHECK_EXTENSION` for a container that has no driver yet: positive when `VFIO_SET_IOMMU`
   /// with the same number would be served.
   func checkExtension(_ number: UInt64) -> Int64
@@ -142,6 +144,10 @@ public struct Translation: Sendable {
     self.offset = offset
     self.access = access
   }
+}
+
+extension IOMMUDriver {
+  public var isForGroupsWithoutIOMMU: Bool { false }
 }
 
 extension IOMMU {

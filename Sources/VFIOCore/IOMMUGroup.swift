@@ -6,13 +6,19 @@ import struct Synchronization.Atomic
 public final class IOMMUGroup: Sendable {
   /// The name under `/dev/vfio`.
   public let id: UInt32
+  /// False for devices that no IOMMU stands in front of; VFIO makes a group of its own for them
+  /// (`vfio-noiommu`), of which only an administrator gets hold.
+  public let hasIOMMU: Bool
 
   /// The bus lock. Guards the group's devices, and is held while a driver gets hold of one of them,
   /// and while something is done that needs the group to be viable.
   let bus = Mutex<[BusDevice]>([])
   let quarantine = Atomic(false)
 
-  public init(id: UInt32) { self.id = id }
+  public init(id: UInt32, hasIOMMU: Bool = true) {
+    self.id = id
+    self.hasIOMMU = hasIOMMU
+  }
 
   /// The devices on the bus, as `Registry.plug` added them.
   public var devices: [BusDevice] { bus.withLock { $0 } }

@@ -79,13 +79,13 @@ public final class OpenGroup: Sendable {
 
   /// `vfio_group_get_external_user`: lets something other than a device (in the kernel, KVM) hold the
   /// group. `EINVAL` unless the group has a container, the container an IOMMU driver, and the group is
-  /// viable.
+  /// viable; `EPERM` for a group without an IOMMU.
   public func externalUser() throws(Errno) -> ExternalUser {
     try group.withViability { state, isViable throws(Errno) in
       try checkOpen(state)
-      guard let container = state.container, container.iommu != nil, isViable else {
-        throw .invalidArgument
-      }
+      guard let container = state.container else { throw .invalidArgument }
+      guard iommuGroup.hasIOMMU else { throw .notPermitted }
+      guard container.iommu != nil, isViable else { throw .invalidArgument }
       state.users += 1
       registry.refer(to: group)
       return ExternalUser(of: group, container: container, registry: registry)

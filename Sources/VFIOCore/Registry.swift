@@ -69,9 +69,12 @@ public final class Registry: Sendable {
   /// The group with a minor number, if there is one.
   public func group(minor: Int) -> Group? { groupList.withLock { $0[minor]?.group } }
 
-  /// `open("/dev/vfio/26")`. `ENODEV` unless the group has a VFIO device; `EBUSY` while it is open, or
-  /// while devices or external users of an earlier opening still hold its container.
-  public func openGroup(_ id: UInt32) throws(Errno) -> OpenGroup {
+  /// `open("/dev/vfio/26")`. `ENODEV` unless the group has a VFIO device; `EPERM` for a group without
+  /// an IOMMU, unless an administrator opens it; `EBUSY` while it is open, or while devices or external
+  /// users of an earlier opening still hold its container.
+  public func openGroup(
+    _ id: UInt32, asAdministrator isAdministrator: Bool = false
+  ) throws(Errno) -> OpenGroup {
     let group = groupList.withLock { list -> Group? in
       guard let minor = list.first(where: { $0.value.group.iommuGroup.id == id })?.key else {
         return nil
@@ -82,6 +85,7 @@ public final class Registry: Sendable {
     guard let group else { throw .operationNotSupportedByDevice }
     let open = OpenGroup(group, registry: self)
     do throws(Errno) {
+      guard group.iommuGroup.hasIOMMU || isAdministrator else { throw .notPermitted }
       try group.open(by: open)
       return open
     } catch {

@@ -10,16 +10,38 @@ enum VFIOIoctl {
   static let iommuUnmapDMA: UInt32 = 0x3B72
   /// `VFIO_IOMMU_DIRTY_PAGES`.
   static let iommuDirtyPages: UInt32 = 0x3B75
+
+  // sPAPR TCE's own, some with the numbers of type1's.
+  /// `VFIO_IOMMU_SPAPR_TCE_GET_INFO`.
+  static let spaprTCEGetInfo: UInt32 = 0x3B70
+  /// `VFIO_IOMMU_ENABLE`.
+  static let iommuEnable: UInt32 = 0x3B73
+  /// `VFIO_IOMMU_DISABLE`.
+  static let iommuDisable: UInt32 = 0x3B74
+  /// `VFIO_IOMMU_SPAPR_REGISTER_MEMORY`.
+  static let spaprRegisterMemory: UInt32 = 0x3B75
+  /// `VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY`.
+  static let spaprUnregisterMemory: UInt32 = 0x3B76
+  /// `VFIO_IOMMU_SPAPR_TCE_CREATE`.
+  static let spaprTCECreate: UInt32 = 0x3B77
+  /// `VFIO_IOMMU_SPAPR_TCE_REMOVE`.
+  static let spaprTCERemove: UInt32 = 0x3B78
 }
 
 /// What `VFIO_CHECK_EXTENSION` is asked about; some are also types for `VFIO_SET_IOMMU`.
 enum VFIOExtension {
   /// `VFIO_TYPE1_IOMMU`.
   static let type1: UInt64 = 1
+  /// `VFIO_SPAPR_TCE_IOMMU`.
+  static let spaprTCE: UInt64 = 2
   /// `VFIO_TYPE1v2_IOMMU`.
   static let type1v2: UInt64 = 3
   /// `VFIO_DMA_CC_IOMMU`: DMA is coherent with the processors' caches.
   static let dmaCacheCoherent: UInt64 = 4
+  /// `VFIO_SPAPR_TCE_v2_IOMMU`.
+  static let spaprTCEv2: UInt64 = 7
+  /// `VFIO_NOIOMMU_IOMMU`.
+  static let noIOMMU: UInt64 = 8
   /// `VFIO_UNMAP_ALL`.
   static let unmapAll: UInt64 = 9
 }
@@ -68,4 +90,10 @@ enum DirtyPagesFlag {
   static let stop: UInt32 = 2
   /// `VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP`.
   static let getBitmap: UInt32 = 4
+}
+
+/// `VFIO_IOMMU_SPAPR_INFO_*`, the flags of `struct vfio_iommu_spapr_tce_info`.
+enum SPAPRInfoFlag {
+  /// `VFIO_IOMMU_SPAPR_INFO_DDW`: windows can be made and removed.
+  static let dynamicWindows: UInt32 = 1
 }

@@ -32,7 +32,7 @@ final class Administration: Sendable {
       for (index, device) in group.devices.enumerated() {
         do {
           try add(
-            device, toGroup: group.id, access: access,
+            device, toGroup: group.id, hasIOMMU: group.hasIOMMU, access: access,
             place: "groups[\(groupIndex)].devices[\(index)].")
         } catch let error as JSONError {
           throw ConfigurationError(file: file, error: error)
@@ -50,14 +50,14 @@ final class Administration: Sendable {
   /// Throws `EBUSY` for an address that is taken, `JSONError` for an option that the model refuses, and
   /// `ServerError` when its socket cannot be made.
   func add(
-    _ configuration: Configuration.Device, toGroup id: UInt32, access: Topology.Access,
-    place: String = ""
+    _ configuration: Configuration.Device, toGroup id: UInt32, hasIOMMU: Bool = true,
+    access: Topology.Access, place: String = ""
   ) throws {
     let topology = service.topology
     guard topology.find(configuration.address) == nil else { throw Errno.resourceBusy }
     let isVFIO = configuration.driver == Topology.vfioDriver
     let operations = isVFIO ? try configuration.makeOperations(place: place) : nil
-    let group = topology.addGroup(id, access)
+    let group = topology.addGroup(id, hasIOMMU: hasIOMMU, access)
     let device = BusDevice(
       name: configuration.address, iommuGroup: group.iommuGroup,
       driver: isVFIO ? nil : configuration.driver,
@@ -85,7 +85,8 @@ final class Administration: Sendable {
     }
   }
 
-  /// Binds the VFIO driver and opens the device's socket.
+  /// Binds the VFIO driver and opens the device's socket, which it has if it has an IOMMU: an emulator's
+  /// machine needs one.
   private func bind(_ device: BusDevice, _ operations: any DeviceOperations) throws {
     guard let (group, entry) = service.topology.find(device.name) else {
       throw Errno.operationNotSupportedByDevice
@@ -93,6 +94,7 @@ final class Administration: Sendable {
     try service.registry.bind(device, to: Topology.vfioDriver) { [service] () throws(Errno) in
       try service.registry.addDevice(device, operations: operations)
     }
+    guard group.iommuGroup.hasIOMMU else { return }
     do {
       let (id, name) = (group.iommuGroup.id, device.name)
       let listener = try Listener(

@@ -7,13 +7,17 @@ public struct Configuration: Sendable, Equatable {
   /// The names of the IOMMU drivers that are registered at start, in this order.
   public var iommuDrivers: [String]
   public var limits: Limits
+  /// The path of the memory that devices without an IOMMU reach; nil when their DMA is off.
+  public var physicalMemory: String?
 
   public init(
-    groups: [Group], iommuDrivers: [String] = ["type1"], limits: Limits = Limits()
+    groups: [Group], iommuDrivers: [String] = ["type1", "spapr-tce"], limits: Limits = Limits(),
+    physicalMemory: String? = nil
   ) {
     self.groups = groups
     self.iommuDrivers = iommuDrivers
     self.limits = limits
+    self.physicalMemory = physicalMemory
   }
 
   /// An IOMMU group, and who may open it.
@@ -24,17 +28,21 @@ public struct Configuration: Sendable, Equatable {
     public var owner: UInt32?
     /// The permission bits of the group and of its device sockets.
     public var mode: UInt32
+    /// False for devices that no IOMMU stands in front of.
+    public var hasIOMMU: Bool
     public var devices: [Device]
 
     /// The owner reads and writes, nobody else does.
     public static let defaultMode: UInt32 = 0o600
 
     public init(
-      id: UInt32, owner: UInt32? = nil, mode: UInt32 = defaultMode, devices: [Device]
+      id: UInt32, owner: UInt32? = nil, mode: UInt32 = defaultMode, hasIOMMU: Bool = true,
+      devices: [Device]
     ) {
       self.id = id
       self.owner = owner
       self.mode = mode
+      self.hasIOMMU = hasIOMMU
       self.devices = devices
     }
   }
@@ -80,7 +88,8 @@ public struct Configuration: Sendable, Equatable {
     public var mappings = IOMMULimits.pc.mappings
     /// Seconds in which a client must answer a DMA_READ or DMA_WRITE, before the transfer faults.
     public var dmaTimeout = 5
-    /// Bytes that a container may have mapped at a time; nil for no limit.
+    /// Bytes that a container may have mapped at a time, or an sPAPR TCE container locked, with its tables;
+    /// nil for no limit.
     public var lockedMemory: UInt64?
     /// Bytes of replies that wait for a client which doesn't read.
     public var queuedReplies = 4 << 20

@@ -42,14 +42,33 @@ extension Configuration {
 private func configuration(
   _ reader: JSONReader, _ names: Configuration.Names
 ) throws(JSONError) -> Configuration {
-  try reader.requireFields(among: ["groups", "iommu_drivers", "limits"])
+  try reader.requireFields(among: ["groups", "iommu_drivers", "limits", "physical_memory"])
   var result = Configuration.builtIn
   if reader["groups"].exists { result.groups = try groups(reader["groups"], names) }
   if reader["iommu_drivers"].exists {
     result.iommuDrivers = try iommuDrivers(reader["iommu_drivers"], names.iommuDrivers)
   }
   if reader["limits"].exists { result.limits = try limits(reader["limits"]) }
+  if reader["physical_memory"].exists {
+    result.physicalMemory = try path(reader["physical_memory"])
+    try requireNoIOMMUDriver(result, reader["physical_memory"])
+  }
+  for (group, reader) in zip(
+    result.groups, try reader["groups"].exists ? reader["groups"].elements() : [])
+  where !group.hasIOMMU {
+    try requireNoIOMMUDriver(result, reader["iommu"])
+  }
   return result
+}
+
+/// As with the kernel's `enable_unsafe_noiommu_mode`, nobody gets a device without an IOMMU by accident.
+private func requireNoIOMMUDriver(
+  _ configuration: Configuration, _ reader: JSONReader
+) throws(JSONError) {
+  guard configuration.iommuDrivers.contains("noiommu") else {
+    throw reader.error(
+      "\(reader.value?.text ?? "") needs \"noiommu\" among the iommu_drivers")
+  }
 }
 
 private func groups(
@@ -85,13 +104,23 @@ private struct Seen<Value: Hashable> {
 private func group(
   _ reader: JSONReader, _ names: Configuration.Names
 ) throws(JSONError) -> Configuration.Group {
-  try reader.requireFields(among: ["id", "owner", "mode", "devices"])
+  try reader.requireFields(among: ["id", "owner", "mode", "iommu", "devices"])
   var group = Configuration.Group(
     id: try reader["id"].integer(in: 0...UInt32.max), devices: [])
   if reader["owner"].exists { group.owner = try owner(reader["owner"], names.userID) }
   if reader["mode"].exists { group.mode = try mode(reader["mode"]) }
+  if reader["iommu"].exists, !reader["iommu"].isNull {
+    guard case .string("none")? = reader["iommu"].value else {
+      throw reader["iommu"].mismatch("\"none\", or null")
+    }
+    group.hasIOMMU = false
+  }
   for reader in try reader["devices"].elements() {
-    group.devices.append(try readDevice(reader, names.models))
+    let device = try readDevice(reader, names.models)
+    guard group.hasIOMMU || device.socket == nil else {
+      throw reader["socket"].error("devices without an IOMMU have no sockets of their own")
+    }
+    group.devices.append(device)
   }
   return group
 }
@@ -216,6 +245,14 @@ private func socket(_ reader: JSONReader) throws(JSONError) -> String {
   let path = try reader.string()
   guard path.hasPrefix("/"), path.utf8.count <= 107, !path.utf8.contains(0) else {
     throw reader.mismatch("an absolute path of at most 107 bytes")
+  }
+  return path
+}
+
+private func path(_ reader: JSONReader) throws(JSONError) -> String {
+  let path = try reader.string()
+  guard path.hasPrefix("/"), !path.utf8.contains(0) else {
+    throw reader.mismatch("an absolute path")
   }
   return path
 }

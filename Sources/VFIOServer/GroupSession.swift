@@ -61,6 +61,9 @@ final class GroupSession: Session {
     let session = DeviceSession(service, device, number: number)
     reply.append(Int64(0))
     reply.attach(try service.handOut(session, number: number))
+    if !group.iommuGroup.hasIOMMU {
+      service.logger.warning("device \(name) opened without an IOMMU")
+    }
     service.logger.debug(
       "device opened", metadata: ["device": "\(name)", "connection": "\(number)"])
   }

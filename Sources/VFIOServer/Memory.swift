@@ -61,6 +61,18 @@ struct RequestMemory: MemorySource {
     return try service.processes.memory(
       of: sender, at: address, size: size, writable: writable)
   }
+
+  func origin() throws(Errno) -> MemoryOrigin? {
+    guard request.descriptors.count <= 1 else { throw .invalidArgument }
+    if let file = request.descriptors.first {
+      let (device, inode) = try file.fileNumbers()
+      return .file(device: device, inode: inode)
+    }
+    if let messages { return .object(ObjectIdentifier(messages)) }
+    return request.sender.flatMap(service.processes.memoryInUse).map {
+      .object(ObjectIdentifier($0))
+    }
+  }
 }
 
 extension ProcessMemory: DMAMemory {
@@ -103,6 +115,14 @@ final class Processes: Sendable {
 
   /// Guards the look-up. A leaf.
   private let known = Mutex<[ProcessID: Weak]>([:])
+
+  /// The memory of a message's sender, if some of it is in use.
+  func memoryInUse(of sender: Credentials) -> ProcessMemory? {
+    guard let memory = known.withLock({ $0[sender.process]?.memory }), memory.isAlive else {
+      return nil
+    }
+    return memory
+  }
 
   /// The memory of a message's sender, which must have all of `address ..< address + size` and, if it is
   /// to be `writable`, be allowed to write it; `EFAULT` otherwise, and where this server may not reach

@@ -39,26 +39,24 @@ final class RootSession: Session {
     case .getTopology: try getTopology(body, &reply)
     case .getExternalUser: try getExternalUser(request, &reply)
     case .addDevice, .removeDevice, .bindDriver, .unbindDriver:
-      try requireAdministrator()
+      guard isAdministrator else { throw .notPermitted }
       guard let administered = try AdministratorRequest(request.header.command, body) else {
         throw .inappropriateIOCTLForDevice
       }
       later = administration.request(administered)
     case .trace:
-      try requireAdministrator()
+      guard isAdministrator else { throw .notPermitted }
       guard request.mayHandOut else { throw .tooManyReferences }
       reply.attach(try service.trace(try body.string()))
     case .getDevice:
-      try requireAdministrator()
+      guard isAdministrator else { throw .notPermitted }
       let device = try service.describe(try body.string())
       reply.append(Array(device.text.utf8) + [0])
     default: throw .inappropriateIOCTLForDevice
     }
   }
 
-  private func requireAdministrator() throws(Errno) {
-    guard peer.user == 0 || peer.user == effectiveUser() else { throw .notPermitted }
-  }
+  private var isAdministrator: Bool { peer.user == 0 || peer.user == effectiveUser() }
 
   private func openContainer(_ request: Request, _ reply: inout Output) throws(Errno) {
     guard request.mayHandOut else { throw .tooManyReferences }
@@ -80,7 +78,7 @@ final class RootSession: Session {
     if let access = service.topology.access(ofGroup: id), !access.allows(peer) {
       throw .permissionDenied
     }
-    let group = try service.registry.openGroup(id)
+    let group = try service.registry.openGroup(id, asAdministrator: isAdministrator)
     let number = service.nextNumber()
     service.topology.entered(group: id, process: peer.process, connection: number)
     let session = GroupSession(service, group, number: number)

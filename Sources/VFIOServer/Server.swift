@@ -18,8 +18,10 @@ public final class Server: Sendable {
   private let rootListener: Listener
 
   /// The IOMMU drivers that a configuration may load, by name.
-  private static let iommuDrivers: [String: @Sendable () -> any IOMMUDriver] = [
-    "type1": { Type1Driver() }
+  private static let iommuDrivers: [String: @Sendable (PhysicalMemory?) -> any IOMMUDriver] = [
+    "type1": { _ in Type1Driver() },
+    "spapr-tce": { _ in SPAPRDriver() },
+    "noiommu": { NoIOMMUDriver(physicalMemory: $0) },
   ]
 
   /// The names that a configuration may use.
@@ -44,8 +46,9 @@ public final class Server: Sendable {
       case .warning: logger.warning("\(report.sentence)")
       }
     }
+    let physicalMemory = try configuration.openPhysicalMemory(file: file)
     for name in configuration.iommuDrivers {
-      if let make = Self.iommuDrivers[name] { try registry.register(make()) }
+      if let make = Self.iommuDrivers[name] { try registry.register(make(physicalMemory)) }
     }
 
     let loop = try ControlLoop()
@@ -127,5 +130,22 @@ extension Configuration.Limits {
     IOMMULimits(
       apertures: apertures, mappings: mappings, lockedMemory: lockedMemory,
       bitmapSize: queuedReplies)
+  }
+}
+
+extension Configuration {
+  /// Maps the memory that devices without an IOMMU reach; `ConfigurationError` when that can't be done.
+  fileprivate func openPhysicalMemory(file: String) throws -> PhysicalMemory? {
+    guard let path = physicalMemory else { return nil }
+    do throws(Errno) {
+      let memory = try MappedFiles().mapping(
+        of: try openFile(path), offset: 0, size: 1, writable: true)
+      return PhysicalMemory(memory, size: memory.size)
+    } catch {
+      throw ConfigurationError(
+        file: file,
+        error: JSONError(
+          place: "physical_memory", problem: "\"\(path)\" is no memory to share: \(error)"))
+    }
   }
 }

@@ -66,10 +66,10 @@ final class Topology: Sendable {
   func tracepoint(of name: String) -> Tracepoint? { find(name)?.1.tracepoint }
 
   /// Adds a group without devices; the one of that number if it is there.
-  func addGroup(_ id: UInt32, _ access: Access) -> Group {
+  func addGroup(_ id: UInt32, hasIOMMU: Bool = true, _ access: Access) -> Group {
     state.withLock { groups in
       if let group = groups.first(where: { $0.iommuGroup.id == id }) { return group }
-      let group = Group(iommuGroup: IOMMUGroup(id: id), access: access)
+      let group = Group(iommuGroup: IOMMUGroup(id: id, hasIOMMU: hasIOMMU), access: access)
       groups.append(group)
       return group
     }
@@ -126,6 +126,7 @@ final class Topology: Sendable {
       "id": .integer(Int128(group.iommuGroup.id)),
       "owner": .integer(Int128(group.access.owner)),
       "mode": .string("0" + String(group.access.mode, radix: 8)),
+      "iommu": group.iommuGroup.hasIOMMU ? nil : "none",
       "viable": .bool(status?.contains(.viable) ?? false),
       "container_set": .bool(status?.contains(.containerSet) ?? false),
       "users": .array(Set(group.users.values).sorted().map { .integer(Int128($0)) }),

@@ -19,7 +19,7 @@ struct Info: ParsableCommand {
       let container = try vfio.openContainer()
       let group = try vfio.openGroup(found.id)
       try group.setContainer(container)
-      try container.setIOMMU(.type1v2)
+      try container.setIOMMU(found.hasIOMMU ? .type1v2 : .noIOMMU)
       try describe(try group.openDevice(device), in: found)
     }
   }

@@ -25,7 +25,7 @@ struct List: ParsableCommand {
         for (index, device) in group.devices.enumerated() {
           let isFirst = index == 0
           table.add(
-            isFirst ? "\(group.id)" : "",
+            isFirst ? (group.hasIOMMU ? "\(group.id)" : "noiommu-\(group.id)") : "",
             isFirst ? userName(of: group.owner) ?? "\(group.owner)" : "",
             isFirst ? group.mode : "", isFirst ? (group.isViable ? "yes" : "no") : "",
             isFirst ? (users.isEmpty ? "-" : users) : "", device.address, device.model ?? "-",

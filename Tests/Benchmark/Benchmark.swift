@@ -14,6 +14,7 @@ private final class NoMemory: DMAMemory, MemorySource {
   func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno) {}
   func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) {}
   func memory(at: UInt64, size: UInt64, writable: Bool) throws(Errno) -> any DMAMemory { self }
+  func origin() -> MemoryOrigin? { .object(ObjectIdentifier(self)) }
 }
 
 private struct Container {

@@ -192,6 +192,7 @@ struct NoMemory: MemorySource {
   func memory(at address: UInt64, size: UInt64, writable: Bool) throws(Errno) -> any DMAMemory {
     throw .badAddress
   }
+  func origin() throws(Errno) -> MemoryOrigin? { nil }
 }
 
 final class TestDevice: DeviceOperations {

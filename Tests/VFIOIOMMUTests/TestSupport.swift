@@ -45,6 +45,8 @@ struct TestSource: MemorySource {
     guard !(writable && isReadOnly) else { throw .permissionDenied }
     return memory
   }
+
+  func origin() throws(Errno) -> MemoryOrigin? { .object(ObjectIdentifier(memory)) }
 }
 
 enum Version: UInt64, CaseIterable, Sendable {

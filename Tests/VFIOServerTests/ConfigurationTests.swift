@@ -49,7 +49,7 @@ private func group(_ fields: String) -> String {
           {"id": 28, "devices": [
             {"address": "0000:08:00.0", "model": "edu"},
             {"address": "0000:08:00.1", "driver": "e1000"}]}],
-         "iommu_drivers": ["type1"],
+         "iommu_drivers": ["type1", "spapr-tce"],
          "limits": {"apertures": [[0, "0xfedfffff"], ["0xfef00000", 281474976710655]],
           "connections": 4096, "message_descriptors": 16, "undelivered_descriptors": 64,
           "max_data_xfer_size": 1048576, "mappings": 65535, "queued_replies": 4194304}}
@@ -60,9 +60,9 @@ private func group(_ fields: String) -> String {
     let configuration = try read(
       """
       {"groups": [{"id": 4294967295, "owner": "alice", "mode": "0660",
-        "devices": [{"address": "abcd:ef:1f.7", "model": "edu", "driver": null, "socket": "/run/edu",
+        "iommu": "none", "devices": [{"address": "abcd:ef:1f.7", "model": "edu", "driver": null,
           "options": {"mask": "0xffffffff", "most": 18446744073709551615, "on": true, "name": "x"}}]}],
-       "iommu_drivers": ["spapr-tce", "type1"],
+       "iommu_drivers": ["noiommu", "type1"], "physical_memory": "/dev/shm/memory",
        "limits": {"apertures": [[4096, "0xFFFF"]], "connections": 1, "message_descriptors": 2, "undelivered_descriptors": 3,
         "max_data_xfer_size": 4096, "mappings": 5, "queued_replies": 65536,
         "locked_memory": 18446744073709551615}}
@@ -70,15 +70,15 @@ private func group(_ fields: String) -> String {
     var expected = Configuration(
       groups: [
         Configuration.Group(
-          id: .max, owner: 1000, mode: 0o660,
+          id: .max, owner: 1000, mode: 0o660, hasIOMMU: false,
           devices: [
             Configuration.Device(
               "abcd:ef:1f.7", model: "edu", driver: nil,
               options: [
                 "mask": 0xFFFF_FFFF, "most": .integer(Int128(UInt64.max)), "on": true, "name": "x",
-              ], socket: "/run/edu")
+              ])
           ])
-      ], iommuDrivers: ["spapr-tce", "type1"])
+      ], iommuDrivers: ["noiommu", "type1"], physicalMemory: "/dev/shm/memory")
     expected.limits.apertures = [0x1000...0xFFFF]
     expected.limits.connections = 1
     expected.limits.messageDescriptors = 2
@@ -98,6 +98,41 @@ private func group(_ fields: String) -> String {
     let configuration = try read(String(example))
     #expect(configuration.limits.apertures == Configuration.builtIn.limits.apertures)
     #expect(configuration.limits.mappings == 1000)
+  }
+
+  @Test func `names a device's own socket`() throws {
+    let fields = #""address": "0000:00:00.0", "socket": "/run/edu""#
+    #expect(try read(device(fields)).groups[0].devices[0].socket == "/run/edu")
+  }
+
+  @Test func `may have groups with an IOMMU, which they have anyway`() throws {
+    #expect(try read(group(#""iommu": null"#)).groups[0].hasIOMMU)
+    #expect(try read(group(#""mode": "0600""#)).groups[0].hasIOMMU)
+  }
+
+  @Test func `refuses another IOMMU than none`() {
+    #expect(
+      refusal(group(#""iommu": "type1""#)) == #"groups[0].iommu: "type1" is not "none", or null"#)
+    #expect(refusal(group(#""iommu": 0"#)) == #"groups[0].iommu: 0 is not "none", or null"#)
+  }
+
+  @Test func `has no group without an IOMMU, and no physical memory, unless it says noiommu`() {
+    #expect(
+      refusal(group(#""iommu": "none""#))
+        == #"groups[0].iommu: "none" needs "noiommu" among the iommu_drivers"#)
+    #expect(
+      refusal(#"{"physical_memory": "/m"}"#)
+        == #"physical_memory: "/m" needs "noiommu" among the iommu_drivers"#)
+    #expect(
+      refusal(#"{"physical_memory": "m", "iommu_drivers": ["noiommu"]}"#)
+        == #"physical_memory: "m" is not an absolute path"#)
+  }
+
+  @Test func `gives a device without an IOMMU no socket`() {
+    let device = #"{"address": "0000:00:00.0", "socket": "/run/edu"}"#
+    #expect(
+      refusal(#"{"groups": [{"id": 1, "iommu": "none", "devices": [\#(device)]}]}"#)
+        == "groups[0].devices[0].socket: devices without an IOMMU have no sockets of their own")
   }
 
   @Test func `may give the owner as a uid`() throws {
@@ -127,10 +162,13 @@ private func group(_ fields: String) -> String {
 
   @Test(arguments: [
     ("[]", "an array is not an object"),
-    (#"{"group": []}"#, #"unknown field "group"; known are groups, iommu_drivers, limits"#),
+    (
+      #"{"group": []}"#,
+      #"unknown field "group"; known are groups, iommu_drivers, limits, physical_memory"#
+    ),
     (
       group(#""colour": 1"#),
-      #"groups[0]: unknown field "colour"; known are id, owner, mode, devices"#
+      #"groups[0]: unknown field "colour"; known are id, owner, mode, iommu, devices"#
     ),
     (
       device(#""name": 1"#),

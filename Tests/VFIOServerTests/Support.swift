@@ -56,3 +56,13 @@ final class TemporaryDirectory {
     return names.filter { $0 != "devices" }.sorted()
   }
 }
+
+/// Makes a file of zero bytes, or changes its size.
+func openFile(making path: String, size: Int64) throws -> Descriptor {
+  if !FileManager.default.fileExists(atPath: path) {
+    _ = FileManager.default.createFile(atPath: path, contents: nil)
+  }
+  let file = try openFile(path)
+  try file.borrowed.resize(to: size)
+  return file
+}

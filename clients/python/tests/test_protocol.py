@@ -103,6 +103,7 @@ def test_extensions_interrupts_and_actions_are_the_clients() -> None:
     assert capabilities["CAP_IOVA_RANGE"] == wire.IOMMU_CAP_IOVA_RANGE
     assert capabilities["DMA_AVAIL"] == wire.IOMMU_CAP_DMA_AVAIL
     assert constants("IOMMU information flags", "VFIO_IOMMU_INFO_")["CAPS"] == wire.IOMMU_INFO_CAPS
+    assert constants("sPAPR TCE information flags", "VFIO_IOMMU_SPAPR_INFO_")["DDW"] == wire.TCE_INFO_DDW
     assert constants("region capabilities", "")["VFIO_REGION_INFO_CAP_SPARSE_MMAP"] == (
         wire.REGION_CAP_SPARSE_MMAP
     )
@@ -114,6 +115,10 @@ STRUCTURES = {
     ("DMA_MAP", "request"): wire.USER_DMA_MAP,
     ("DMA_UNMAP", "request"): wire.USER_DMA_UNMAP,
     ("DMA_UNMAP", "reply"): wire.USER_DMA_UNMAP,
+    ("IOMMU_SPAPR_REGISTER_MEMORY", "request"): wire.TCE_MEMORY,
+    ("IOMMU_SPAPR_UNREGISTER_MEMORY", "request"): wire.TCE_MEMORY,
+    ("IOMMU_SPAPR_TCE_CREATE", "request"): wire.TCE_CREATE,
+    ("IOMMU_SPAPR_TCE_REMOVE", "request"): wire.TCE_REMOVE,
     ("DEVICE_GET_INFO", "request"): wire.DEVICE_INFO,
     ("DEVICE_GET_INFO", "reply"): wire.DEVICE_INFO,
     ("DEVICE_GET_REGION_INFO", "request"): wire.REGION_INFO,
@@ -145,6 +150,8 @@ def test_an_ioctls_reply_is_its_result_and_the_clients_structure() -> None:
     for name, layout in (
         ("GROUP_GET_STATUS", wire.GROUP_STATUS),
         ("IOMMU_GET_INFO", wire.IOMMU_INFO),
+        ("IOMMU_SPAPR_TCE_GET_INFO", wire.TCE_INFO),
+        ("IOMMU_SPAPR_TCE_CREATE", wire.TCE_CREATE),
     ):
         whole = wire.S64.format + layout.format.removeprefix("=").replace("4x", "I")
         assert field_format(COMMANDS[name]["reply"]) == whole

@@ -112,12 +112,18 @@ GOOD = {
     "a device with options": device(model="edu", options={"dma_mask": "0xffffffff"}),
     "a foreign driver": device(driver="e1000"),
     "drivers": {"iommu_drivers": ["type1"]},
+    "a group without an IOMMU": {**group(iommu="none"), "iommu_drivers": ["noiommu"]},
+    "a group with an IOMMU": group(iommu=None),
+    "locked memory": {"limits": {"locked_memory": 4096}},
     "limits": {"limits": {"connections": 10, "message_descriptors": 253}},
 }
 BAD = {
     "an unknown member": {"group": []},
     "groups that are an object": {"groups": {}},
     "a group without an id": {"groups": [{"devices": []}]},
+    "an IOMMU that isn't known": group(iommu="type1"),
+    "physical memory by a relative path": {"physical_memory": "memory", "iommu_drivers": ["noiommu"]},
+    "locked memory below a page": {"limits": {"locked_memory": 4095}},
     "a group without a list of devices": {"groups": [{"id": 1}]},
     "an id that is negative": {"groups": [{"id": -1, "devices": []}]},
     "an id beyond 32 bits": {"groups": [{"id": 1 << 32, "devices": []}]},

@@ -145,4 +145,6 @@ def test_the_client_reads_and_writes_headers_as_the_vectors_have_them() -> None:
             data = bytes.fromhex(step["send"])
             header = wire.Header(*wire.HEADER.unpack_from(data))
             assert wire.HEADER.pack(*dataclasses.astuple(header)) == data[: FACTS["header"]["size"]]
-            assert wire.name(header.command) == step["command"]
+            # Some operations of different IOMMUs have one number.
+            names = {**wire.Command.__members__, **wire.Operation.__members__}
+            assert header.command == names[step["command"]]

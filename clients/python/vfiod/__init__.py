@@ -20,6 +20,7 @@ from .wire import (
     IRQSet,
     Operation,
     RegionFlags,
+    TCEInfo,
 )
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "RegionFlags",
     "RegionInfo",
     "Root",
+    "TCEInfo",
     "Trace",
     "TraceEvent",
     "TraceRecord",

@@ -22,7 +22,7 @@ from .device import Device
 from .handle import Handle, Self
 from .memory import DMAMemory, Memory
 from .trace import Trace
-from .wire import S64, U32, U64, DMAFlags, GroupStatus, IOMMUInfo, Operation
+from .wire import S64, U32, U64, DMAFlags, GroupStatus, IOMMUInfo, Operation, TCEInfo
 
 
 class IOCTLResult(NamedTuple):
@@ -241,6 +241,49 @@ class Container(IOCTLHandle):
         request = wire.UNMAP_DMA.pack(wire.UNMAP_DMA.size, flags, iova, size)
         structure = self.ioctl(Operation.IOMMU_UNMAP_DMA, request).structure
         return wire.UnmapDMA(*unpack(wire.UNMAP_DMA, structure)).size
+
+    # sPAPR TCE
+
+    def tce_info(self) -> TCEInfo:
+        """VFIO_IOMMU_SPAPR_TCE_GET_INFO: the window to begin with, and what windows can be made."""
+        request = wire.TCE_INFO.pack(wire.TCE_INFO.size, 0, 0, 0, 0, 0, 0)
+        structure = self.ioctl(Operation.IOMMU_SPAPR_TCE_GET_INFO, request).structure
+        return TCEInfo(*unpack(wire.TCE_INFO, structure)[1:])
+
+    def enable(self) -> None:
+        """VFIO_IOMMU_ENABLE, of version 1. ENOMEM where its window may not be locked."""
+        self.ioctl(Operation.IOMMU_ENABLE)
+
+    def disable(self) -> None:
+        """VFIO_IOMMU_DISABLE, of version 1: what is mapped stays, but can't be changed."""
+        self.ioctl(Operation.IOMMU_DISABLE)
+
+    def register_memory(self, vaddr: int, size: int, memory: Memory | None = None) -> None:
+        """VFIO_IOMMU_SPAPR_REGISTER_MEMORY, of version 2: what may be mapped, `memory` from its byte
+        `vaddr` on, or this process's own memory there. EBUSY when it is, ENOMEM beyond what may be locked.
+        """
+        self._memory(Operation.IOMMU_SPAPR_REGISTER_MEMORY, vaddr, size, memory)
+
+    def unregister_memory(self, vaddr: int, size: int, memory: Memory | None = None) -> None:
+        """VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY. EBUSY while it is mapped, ENOENT unless it is registered."""
+        self._memory(Operation.IOMMU_SPAPR_UNREGISTER_MEMORY, vaddr, size, memory)
+
+    def _memory(self, operation: Operation, vaddr: int, size: int, memory: Memory | None) -> None:
+        request = wire.TCE_MEMORY.pack(wire.TCE_MEMORY.size, 0, vaddr, size)
+        self.ioctl(operation, request, [] if memory is None else [memory])
+
+    def create_window(self, page_shift: int, size: int, levels: int = 1) -> int:
+        """VFIO_IOMMU_SPAPR_TCE_CREATE, of version 2: returns the window's first address."""
+        request = wire.TCE_CREATE.pack(wire.TCE_CREATE.size, 0, page_shift, 0, size, levels, 0, 0)
+        structure = self.ioctl(Operation.IOMMU_SPAPR_TCE_CREATE, request).structure
+        return int(unpack(wire.TCE_CREATE, structure)[-1])
+
+    def remove_window(self, start: int) -> None:
+        """VFIO_IOMMU_SPAPR_TCE_REMOVE, of version 2: the window that has this address."""
+        request = wire.TCE_REMOVE.pack(wire.TCE_REMOVE.size, 0, start)
+        self.ioctl(Operation.IOMMU_SPAPR_TCE_REMOVE, request)
+
+    # What IOMMU drivers may have
 
     def read(self, offset: int, count: int) -> bytes:
         """`pread` of the container, for IOMMU drivers that have it; EINVAL for the others."""

@@ -88,6 +88,14 @@ class Operation(enum.IntEnum):
     IOMMU_DISABLE = ioctl_number(16)
     IOMMU_DIRTY_PAGES = ioctl_number(17)
 
+    # sPAPR TCE's own; the numbers of the first two are type1's too.
+    IOMMU_SPAPR_TCE_GET_INFO = ioctl_number(12)
+    IOMMU_SPAPR_REGISTER_MEMORY = ioctl_number(17)
+    IOMMU_SPAPR_UNREGISTER_MEMORY = ioctl_number(18)
+    IOMMU_SPAPR_TCE_CREATE = ioctl_number(19)
+    IOMMU_SPAPR_TCE_REMOVE = ioctl_number(20)
+    EEH_PE_OP = ioctl_number(21)
+
     OPEN_CONTAINER = 0x4000
     OPEN_GROUP = 0x4001
     GET_TOPOLOGY = 0x4002
@@ -160,6 +168,7 @@ class IOMMUType(enum.IntEnum):
     SPAPR_TCE = 2
     TYPE1v2 = 3
     DMA_CC = 4
+    EEH = 5
     SPAPR_TCE_v2 = 7
     NOIOMMU = 8
     UNMAP_ALL = 9
@@ -218,6 +227,27 @@ IOMMU_INFO_CAPS = 1 << 1
 IOMMU_CAP_IOVA_RANGE = 1
 IOMMU_CAP_DMA_AVAIL = 3
 IOVA_RANGE = Struct("=QQ")
+
+
+@dataclass(frozen=True, slots=True)
+class TCEInfo:
+    """`struct vfio_iommu_spapr_tce_info`, without argsz."""
+
+    flags: int
+    window_start: int
+    window_size: int
+    page_sizes: int
+    """A bit for each page size that a window may have; 0 in version 1, as what follows."""
+    windows: int
+    """How many there may be at a time."""
+    levels: int
+
+
+TCE_INFO = Struct("=IIIIQII")
+TCE_INFO_DDW = 1 << 0
+TCE_MEMORY = Struct("=IIQQ")
+TCE_CREATE = Struct("=IIIIQIIQ")
+TCE_REMOVE = Struct("=IIQ")
 
 
 @dataclass(frozen=True, slots=True)
