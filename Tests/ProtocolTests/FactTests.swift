@@ -94,6 +94,7 @@ import VFIOWire
     let errors: [String: Errno] = [
       "EPERM": .notPermitted, "ENOENT": .noSuchFileOrDirectory, "EIO": .ioError,
       "ENXIO": .noSuchAddressOrDevice,
+      "E2BIG": .argListTooLong, "ECANCELED": .canceled,
       "EBADF": .badFileDescriptor, "ENOMEM": .noMemory, "EACCES": .permissionDenied,
       "EFAULT": .badAddress, "EBUSY": .resourceBusy, "EEXIST": .fileExists,
       "ENODEV": .operationNotSupportedByDevice, "EINVAL": .invalidArgument,

@@ -124,4 +124,52 @@ import Testing
     try log.start(pageSize: 4096)
     #expect(throws: errno) { try report(iova, length, page: pageSize) }
   }
+
+  @Test func `a transfer that faults has logged what it wrote`() throws {
+    try log.start(pageSize: 4096)
+    let dma = DMA(iommu: MappedIOMMU(0...0x2FFF), group: IOMMUGroup(id: 1), log: log)
+    let bytes = [UInt8](repeating: 1, count: 0x4000)
+    try dma.write(bytes.span.extracting(0..<0x1000), to: 0)
+    do {
+      try dma.write(bytes.span, to: 0x2000)
+      Issue.record("written beyond the mapping")
+    } catch {
+      #expect(error == DMAFault(iova: 0x3000, completed: 0x1000))
+    }
+    #expect(try report(0, 0x10000) == [0, 2])
+  }
+
+  @Test func `what a device reads isn't logged`() throws {
+    try log.start(pageSize: 4096)
+    let dma = DMA(iommu: MappedIOMMU(0...0x2FFF), group: IOMMUGroup(id: 1), log: log)
+    var bytes = [UInt8](repeating: 0, count: 16)
+    var span = bytes.mutableSpan
+    try dma.read(0, into: &span)
+    #expect(try report(0, 0x10000) == [])
+  }
+}
+
+/// Memory behind some addresses, of which nothing is kept.
+private final class MappedIOMMU: IOMMU {
+  private let range: ClosedRange<UInt64>
+  let iotlb = IOTLB()
+  init(_ range: ClosedRange<UInt64>) { self.range = range }
+
+  private final class Nothing: DMAMemory {
+    func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno) {}
+    func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) {}
+  }
+
+  func translate(_ iova: UInt64) -> Translation? {
+    guard range.contains(iova) else { return nil }
+    return Translation(range: range, memory: Nothing(), offset: 0, access: [.read, .write])
+  }
+  func wrote(_ range: ClosedRange<UInt64>) {}
+  func checkExtension(_ number: UInt64) -> Int64 { 0 }
+  func attach(_ group: IOMMUGroup) throws(Errno) {}
+  func detach(_ group: IOMMUGroup) {}
+  func operation(
+    _ command: UInt32, _ argument: Span<UInt8>, _ source: any MemorySource
+  ) throws(Errno) -> OperationResult { throw .inappropriateIOCTLForDevice }
+  func release() {}
 }

@@ -79,20 +79,20 @@ def test_an_unknown_command_is_not_supported(scratch: vfiod.Device) -> None:
 
 def test_a_feature_that_the_device_lacks_is_refused(scratch: vfiod.Device) -> None:
     probe = 1 << 18 | 1 << 16
-    with refused(errno.ENOTSUP):
-        scratch.connection.request(Command.DEVICE_FEATURE, wire.GROUP_STATUS.pack(8, probe | 0xFFFF))
+    with refused(errno.EINVAL):
+        scratch.connection.request(Command.DEVICE_FEATURE, wire.FEATURE.pack(8, probe | 0xFFFF))
 
 
 def test_a_feature_request_that_is_too_short_is_refused(scratch: vfiod.Device) -> None:
     for payload in (b"", b"\x08\0\0\0"):
-        with refused(errno.ENOTSUP):
+        with refused(errno.EINVAL):
             scratch.connection.request(Command.DEVICE_FEATURE, payload)
 
 
 def test_migration_data_without_a_migration_is_refused(scratch: vfiod.Device) -> None:
     for command in (Command.MIG_DATA_READ, Command.MIG_DATA_WRITE):
         for payload in (b"", wire.GROUP_STATUS.pack(16, 8), wire.GROUP_STATUS.pack(16, 8) + bytes(8)):
-            with refused(errno.ENOTSUP):
+            with refused(errno.EINVAL):
                 scratch.connection.request(command, payload)
 
 

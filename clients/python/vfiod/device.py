@@ -9,7 +9,17 @@ from . import wire
 from .connection import Connection, HasFileno, Message, negotiate, unpack
 from .memory import DMAMemory, Memory
 from .region import Region, RegionInfo
-from .wire import Command, DeviceInfo, DMAFlags, IRQInfo, IRQSet, RegionFlags
+from .wire import (
+    Command,
+    DeviceInfo,
+    DMAFlags,
+    Feature,
+    FeatureFlags,
+    IRQInfo,
+    IRQSet,
+    MigrationState,
+    RegionFlags,
+)
 
 CONFIG = 7
 """Index of a PCI device's configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`)."""
@@ -150,6 +160,60 @@ class Device:
     def unmask_irqs(self, index: int, start: int = 0, count: int = 1) -> None:
         """Lets an interrupt come again; INTx masks itself each time it was signalled."""
         self.set_irqs(index, IRQSet.DATA_NONE | IRQSet.UNMASK, start, count)
+
+    # Features and migration
+
+    def feature(self, flags: int, data: bytes = b"", room: int = 0) -> bytes:
+        """DEVICE_FEATURE: flags are a feature and what to do with it. Returns the reply's data, for
+        which there is as much room as the request has, and `room` bytes."""
+        size = wire.FEATURE.size + len(data) + room
+        reply = self.connection.call(Command.DEVICE_FEATURE, wire.FEATURE.pack(size, flags) + data)
+        unpack(wire.FEATURE, reply)
+        return reply[wire.FEATURE.size :]
+
+    @property
+    def migration_state(self) -> MigrationState:
+        """VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE. Setting it returns when the device has arrived."""
+        data = self.feature(Feature.MIG_DEVICE_STATE | FeatureFlags.GET, room=8)
+        return MigrationState(unpack(wire.MIGRATION_STATE, data)[0])
+
+    @migration_state.setter
+    def migration_state(self, state: MigrationState) -> None:
+        data = wire.MIGRATION_STATE.pack(state, 0xFFFF_FFFF)
+        self.feature(Feature.MIG_DEVICE_STATE | FeatureFlags.SET, data)
+
+    def read_migration_data(self, size: int = 1 << 16) -> bytes:
+        """MIG_DATA_READ. Fewer bytes than asked for: there are no more for now, in STOP_COPY for ever."""
+        request = wire.MIGRATION_DATA.pack(wire.MIGRATION_DATA.size + size, size)
+        reply = self.connection.call(Command.MIG_DATA_READ, request)
+        _, count = unpack(wire.MIGRATION_DATA, reply)
+        return reply[wire.MIGRATION_DATA.size :][:count]
+
+    def write_migration_data(self, data: bytes) -> None:
+        """MIG_DATA_WRITE."""
+        request = wire.MIGRATION_DATA.pack(wire.MIGRATION_DATA.size + len(data), len(data))
+        self.connection.call(Command.MIG_DATA_WRITE, request + data)
+
+    def start_dma_log(self, page_size: int = 4096, ranges: Sequence[tuple[int, int]] = ()) -> int:
+        """VFIO_DEVICE_FEATURE_DMA_LOGGING_START of these addresses and lengths, or of all. Returns the
+        page size that the server has chosen."""
+        data = wire.LOGGING_CONTROL.pack(page_size, len(ranges), 0)
+        data += b"".join(wire.LOGGING_RANGE.pack(*each) for each in ranges)
+        reply = self.feature(Feature.DMA_LOGGING_START | FeatureFlags.SET, data)
+        return int(unpack(wire.LOGGING_CONTROL, reply)[0])
+
+    def stop_dma_log(self) -> None:
+        """VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP."""
+        self.feature(Feature.DMA_LOGGING_STOP | FeatureFlags.SET)
+
+    def dma_log(self, iova: int, length: int, page_size: int = 4096) -> set[int]:
+        """VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT: the pages, counted from `iova`, that the device has
+        written since the last report."""
+        request = wire.LOGGING_REPORT.pack(iova, length, page_size)
+        room = (length // max(page_size, 1) + 64) // 64 * 8
+        reply = self.feature(Feature.DMA_LOGGING_REPORT | FeatureFlags.GET, request, room)
+        bits = int.from_bytes(reply[wire.LOGGING_REPORT.size :], "little")
+        return {page for page in range(bits.bit_length()) if bits >> page & 1}
 
     # DMA, on a device's own socket
 

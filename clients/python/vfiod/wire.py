@@ -374,6 +374,44 @@ class RegionAccess:
     count: int
 
 
+FEATURE = Struct("=II")
+MIGRATION_STATE = Struct("=II")
+MIGRATION_DATA = Struct("=II")
+LOGGING_CONTROL = Struct("=QII")
+LOGGING_RANGE = Struct("=QQ")
+LOGGING_REPORT = Struct("=QQQ")
+
+
+
+class Feature(enum.IntEnum):
+    """`VFIO_DEVICE_FEATURE_*`: what DEVICE_FEATURE gets, sets or probes."""
+
+    MIGRATION = 1
+    MIG_DEVICE_STATE = 2
+    DMA_LOGGING_START = 6
+    DMA_LOGGING_STOP = 7
+    DMA_LOGGING_REPORT = 8
+
+
+class FeatureFlags(enum.IntFlag):
+    """What to do with a feature."""
+
+    GET = 1 << 16
+    SET = 1 << 17
+    PROBE = 1 << 18
+
+
+class MigrationState(enum.IntEnum):
+    """`enum vfio_device_mig_state`; 5 and 7 are not in vfio-user."""
+
+    ERROR = 0
+    STOP = 1
+    RUNNING = 2
+    STOP_COPY = 3
+    RESUMING = 4
+    PRE_COPY = 6
+
+
 REGION_ACCESS = Struct("=QII")
 REGION_WRITE_MULTI = Struct("=QII8s")
 DMA_ACCESS = Struct("=QQ")
