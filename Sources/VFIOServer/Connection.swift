@@ -61,6 +61,25 @@ final class Connection: @unchecked Sendable {
     closed.signal()
   }
 
+  /// Whether more may be read from the client now.
+  var takesInput: Bool { exchange.takesInput(session) }
+
+  /// Returns when the reply that the connection waits for is there, or something has arrived that may go
+  /// on meanwhile.
+  func waitForReply() {
+    guard let socket, let later else { return }
+    do throws(Errno) {
+      let (epoll, isThere) = (try Epoll(), try EventFD())
+      try epoll.add(isThere.descriptor, .readable, number: 0)
+      if takesInput { try epoll.add(socket.descriptor, .readable, number: 1) }
+      later.whenComplete { isThere.signal() }
+      var events: [Epoll.Event] = []
+      try epoll.wait(&events, forever: true)
+    } catch {
+      later.wait()
+    }
+  }
+
   /// The client has hung up: its replies are for nobody.
   func beDeaf() { exchange.beDeaf() }
 

@@ -116,8 +116,8 @@ final class ControlLoop: Sendable {
     case .open: setEvents(.readable, of: connection)
     case .blocked: setEvents(.writable, of: connection)
     case .waiting:
-      // Only a hang-up is told meanwhile; the request goes on without its client.
-      setEvents([], of: connection)
+      // Where nothing goes on meanwhile, only a hang-up is told; the request goes on without its client.
+      setEvents(connection.takesInput ? .readable : [], of: connection)
       connection.later?.whenComplete { [self, number = connection.number] in
         serveAgain(number)
       }
@@ -213,7 +213,7 @@ final class ControlLoop: Sendable {
       while true {
         switch connection.serve(wait: true) {
         case .open: continue
-        case .waiting: connection.later?.wait()
+        case .waiting: connection.waitForReply()
         default: return self.close(connection)
         }
       }

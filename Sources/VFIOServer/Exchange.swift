@@ -17,6 +17,9 @@ struct Exchange {
   private var isEnding = false
   /// The request whose reply is to come.
   private var waiting: (request: Header, later: Later)?
+  /// Requests that have arrived behind it.
+  private var aside: [Message] = []
+  private static let mostAside = 16
   private let requests: ClientRequests
   private let limits: ConnectionLimits
   private let tracepoint: Tracepoint?
@@ -66,11 +69,11 @@ struct Exchange {
     if isEnding { return .finished }
     // What the client had not read may have held back messages that have already arrived.
     let state = try answer(session, socket, wait: wait, settle)
-    guard case .open = state else { return state }
+    guard state == .open || state == .waiting, takesInput(session) else { return state }
     let received = try input.withRoom { room throws(Errno) in
-      try socket.receive(into: &room, wait: wait)
+      try socket.receive(into: &room, wait: wait && waiting == nil)
     }
-    guard let received else { return .open }
+    guard let received else { return state }
     if received.count == 0 { return .finished }
     if let sender = received.sender { self.sender = sender }
     input.received(
@@ -108,11 +111,20 @@ struct Exchange {
     while output.count < limits.queuedReplies, handled < most {
       handled += 1
       if let waiting {
-        guard let outcome = waiting.later.outcome else { return .no }
+        guard let outcome = waiting.later.outcome else {
+          putRequestsAside(session)
+          return .no
+        }
         self.waiting = nil
         output.begin(replyTo: waiting.request)
         output.append(waiting.later.body)
         finish(waiting.request, outcome)
+      }
+      if !aside.isEmpty {
+        let message = aside.removeFirst()
+        handle(message, message.body.span, session, socket, settle)
+        if session.isFinished { return .never }
+        continue
       }
       switch input.next() {
       case .incomplete:
@@ -123,40 +135,89 @@ struct Exchange {
         finish(header, .failure(.invalidArgument))
         return .never
       case .message(let header, let body, let descriptors, let damaged):
-        if header.flags.intersection(.type) == .reply, session.takesReplies,
-          header.command == .dmaRead || header.command == .dmaWrite
-        {
+        if isAnswer(header, session) {
           if isTraced { trace(header, body, descriptors.count) }
           let bytes = input.bytes
           requests.received(header, bytes.span.extracting(body))
           continue
         }
-        if isDeaf, !session.outlivesClient(header.command) { continue }
-        if isTraced { trace(header, body, descriptors.count) }
-        settle()
-        var request = Request(header: header, descriptors: descriptors, sender: sender)
-        request.mayHandOut = mayHandOut(socket)
-        output.begin(replyTo: header)
-        let outcome: Result<Void, Errno>
-        do throws(Errno) {
-          guard header.flags.isDisjoint(with: .type), !damaged else { throw .invalidArgument }
-          let bytes = input.bytes
-          try session.handle(request, bytes.span.extracting(body), &output)
-          outcome = .success(())
-        } catch {
-          outcome = .failure(error)
+        if isTraced, !isDeaf || session.outlivesClient(header.command) {
+          trace(header, body, descriptors.count)
         }
-        if let later = session.takeLater() {
-          output.discard()
-          waiting = (header, later)
-        } else {
-          finish(header, outcome)
-        }
-        if header.command == .version { input.limit = session.messageLimit }
+        let bytes = input.bytes
+        let message = Message(header: header, descriptors: descriptors, isDamaged: damaged)
+        handle(message, bytes.span.extracting(body), session, socket, settle)
         if session.isFinished { return .never }
       }
     }
     return .yes
+  }
+
+  private struct Message {
+    let header: Header
+    /// Of one that had to be put aside.
+    var body: [UInt8] = []
+    let descriptors: [Descriptor]
+    let isDamaged: Bool
+  }
+
+  private mutating func handle(
+    _ message: Message, _ body: Span<UInt8>, _ session: any Session, _ socket: Socket,
+    _ settle: () -> Void
+  ) {
+    let header = message.header
+    if isDeaf, !session.outlivesClient(header.command) { return }
+    settle()
+    var request = Request(header: header, descriptors: message.descriptors, sender: sender)
+    request.mayHandOut = mayHandOut(socket)
+    output.begin(replyTo: header)
+    let outcome: Result<Void, Errno>
+    do throws(Errno) {
+      guard header.flags.isDisjoint(with: .type), !message.isDamaged else {
+        throw .invalidArgument
+      }
+      try session.handle(request, body, &output)
+      outcome = .success(())
+    } catch {
+      outcome = .failure(error)
+    }
+    if let later = session.takeLater() {
+      output.discard()
+      waiting = (header, later)
+    } else {
+      finish(header, outcome)
+    }
+    if header.command == .version { input.limit = session.messageLimit }
+  }
+
+  /// While a reply is to come, the client's answers to this server go on, since that reply may depend on
+  /// them. Requests keep their order.
+  private mutating func putRequestsAside(_ session: any Session) {
+    while takesInput(session) {
+      guard case .message(let header, let body, let descriptors, let damaged) = input.next() else {
+        return
+      }
+      if isTraced { trace(header, body, descriptors.count) }
+      let bytes = input.bytes
+      let content = bytes.span.extracting(body)
+      if isAnswer(header, session) {
+        requests.received(header, content)
+        continue
+      }
+      var message = Message(header: header, descriptors: descriptors, isDamaged: damaged)
+      for index in content.indices { message.body.append(content[index]) }
+      aside.append(message)
+    }
+  }
+
+  private func isAnswer(_ header: Header, _ session: any Session) -> Bool {
+    header.flags.intersection(.type) == .reply && session.takesReplies
+      && (header.command == .dmaRead || header.command == .dmaWrite)
+  }
+
+  /// Whether more may be read from the client now.
+  func takesInput(_ session: any Session) -> Bool {
+    waiting == nil || session.takesReplies && aside.count < Self.mostAside
   }
 
   /// Completes the reply to `request`, if it wants one.
