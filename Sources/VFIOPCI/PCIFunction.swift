@@ -47,7 +47,7 @@ public final class PCIFunction: DeviceOperations {
   private let regions: [Region?]
   private static let configRegion = 7
   private static let regionCount = 9
-  private let ignoresBusMastering: Bool
+  let ignoresBusMastering: Bool
   /// The model's registers and properties, as they are saved.
   let savedParts: [SavedPart]
   let beginOfState: [UInt8]
@@ -297,50 +297,5 @@ public final class PCIFunction: DeviceOperations {
       guard let memory = state.memories[Int(region)]?.memory else { throw .invalidArgument }
       return memory
     }
-  }
-
-  // MARK: Work
-
-  /// Does what an effect left in the bus.
-  func queueWork(_ state: inout State) {
-    setTimer(&state)
-    guard !state.bus.work.isEmpty else { return }
-    let master = BusMaster(function: self, dma: state.dma, generation: state.generation)
-    state.busy += state.bus.work.count
-    for work in state.bus.work {
-      queue.async {
-        let finish = work(master)
-        master.function.finish(finish, master.generation)
-      }
-    }
-    state.bus.work.removeAll(keepingCapacity: true)
-  }
-
-  private func finish(_ finish: @Sendable (Cell, inout Bus) -> Void, _ generation: UInt64) {
-    endBusy { [self] state in
-      guard state.generation == generation else { return }
-      finish(state.cell, &state.bus)
-      queueWork(&state)
-    }
-  }
-
-  /// Something that was counted as busy is done, and `body` is its last step.
-  private func endBusy(_ body: (inout State) -> Void) {
-    let arrived = state.withLock { state in
-      body(&state)
-      state.busy -= 1
-      return state.busy == 0 ? goOn(&state) : nil
-    }
-    arrived?()
-  }
-
-  /// Whether there was no reset since work of this generation began.
-  func isCurrent(_ generation: UInt64) -> Bool {
-    state.withLock { $0.generation == generation }
-  }
-
-  /// Whether the device may reach memory now.
-  var mayMaster: Bool {
-    ignoresBusMastering || state.withLock { $0.config.command.contains(.busMaster) }
   }
 }

@@ -131,7 +131,7 @@ extension `The client` {
 
     @Test func `answers a command that it hasn't got with ENOTSUP, and goes on`() throws {
       let device = try world.scratch()
-      #expect(errno { () throws(VFIOError) in try device.operation(17, [0]) } == .notSupported)
+      #expect(errno { () throws(VFIOError) in try device.operation(19, [0]) } == .notSupported)
       #expect(try device.info().interrupts == 5)
     }
   }
