@@ -152,7 +152,8 @@ final class DeviceSession: Session {
     }
     if version.hasTwin {
       let twin = TwinSession(
-        messages, limit: UInt64(version.peer.maxDataTransferSize), messageLimit: service.limits.messageSize,
+        messages, limit: UInt64(version.peer.maxDataTransferSize),
+        messageLimit: service.limits.messageSize,
         tracepoint)
       do throws(Errno) {
         reply.attach(try service.handOut(twin, number: service.nextNumber()))

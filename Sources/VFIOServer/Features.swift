@@ -102,6 +102,8 @@ extension DeviceSession {
     guard let state = MigrationState(rawValue: body.uint32(at: 8)) else { throw .invalidArgument }
     var echo: [UInt8] = []
     for index in body.indices { echo.append(body[index]) }
+    // A stopped device takes no write any more, and these were made before.
+    if state.isStopped { doorbells.settle() }
     let later = Later(body: echo)
     device.setMigrationState(state) { later.complete($0) }
     guard let outcome = later.outcome else { return later }

@@ -27,11 +27,14 @@ extension DeviceSession {
     try migratable(operations).writeMigrationData(body.extracting(8..<8 + size))
   }
 
-  /// `EINVAL` unless argsz includes the bytes and they aren't more than one message may have.
+  /// `EINVAL` unless argsz includes the bytes and they aren't more than one message may have, by this
+  /// server's limit and by the client's.
   private func migrationDataSize(_ body: Span<UInt8>) throws(Errno) -> Int {
     try body.require(8)
     let (argsz, size) = (Int(body.uint32(at: 0)), Int(body.uint32(at: 4)))
-    guard size <= service.limits.maxDataTransferSize, argsz >= 8 + size else {
+    guard size <= service.limits.maxDataTransferSize, size <= version.peer.maxDataTransferSize,
+      argsz >= 8 + size
+    else {
       throw .invalidArgument
     }
     return size

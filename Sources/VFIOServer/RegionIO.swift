@@ -88,6 +88,14 @@ final class Doorbells: Sendable {
     }
   }
 
+  /// What the client has rung so far rings before this returns.
+  func settle() {
+    let made = bells.withLock { $0.values.flatMap { $0 } }
+    isOpen.withLock { _ in
+      for bell in made { bell.ring() }
+    }
+  }
+
   /// The client has gone: what it rang still rings, and nothing afterwards.
   func close() {
     let made = bells.withLock { bells in

@@ -287,6 +287,25 @@ import VFIOWire
     #expect(throws: Errno.noSuchFileOrDirectory) { try device.call(.dmaUnmap, request) }
   }
 
+  @Test func `reads and writes no more of a state at once than the client said it takes`() throws {
+    let device = world.socket()
+    let limit = text(#"{"capabilities":{"max_data_xfer_size":4}}"#)
+    try device.call(.version, version01 + limit)
+    func go(_ state: UInt32) throws {
+      try device.call(
+        .deviceFeature, bytes(UInt32(16), UInt32(2 | 1 << 17), state, UInt32.max))
+    }
+    try go(6)
+    #expect(try device.call(.migrationDataRead, bytes(UInt32(12), UInt32(4))).body.count == 12)
+    #expect(throws: Errno.invalidArgument) {
+      try device.call(.migrationDataRead, bytes(UInt32(13), UInt32(5)))
+    }
+    try go(4)
+    #expect(throws: Errno.invalidArgument) {
+      try device.call(.migrationDataWrite, bytes(UInt32(16), UInt32(8), UInt64(0)))
+    }
+  }
+
   @Test func `forgets its mappings when it closes`() throws {
     _ = try device.call(.dmaMap, map(0))
     device.close()
