@@ -163,6 +163,21 @@ def test_edu_moves_to_and_fro_under_load_and_no_copy_is_lost(server: Server, oth
         two.reset()
 
 
+def test_a_doorbell_that_was_rung_before_the_stop_moves(server: Server, other: Server) -> None:
+    for _ in range(50):
+        with server.device(SCRATCH) as source, other.device(SCRATCH) as destination:
+            before = source.region(1).read32(0)
+            doorbells = source.region(1).doorbells()
+            doorbells[0].ring()
+            source.migration_state = MigrationState.STOP_COPY
+            resume(destination, read_all(source, 1 << 20), 1 << 20)
+            assert destination.region(1).read32(0) == before + 1
+            for bell in doorbells:
+                bell.close()
+            source.reset()
+            destination.reset()
+
+
 def test_a_state_of_another_model_is_refused(server: Server, other: Server) -> None:
     with server.device(EDU) as source, other.device(SCRATCH) as destination:
         source.migration_state = MigrationState.STOP_COPY
