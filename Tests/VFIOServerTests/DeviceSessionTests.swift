@@ -288,6 +288,7 @@ import VFIOWire
   }
 
   @Test func `reads and writes no more of a state at once than the client said it takes`() throws {
+    device.close()
     let device = world.socket()
     let limit = text(#"{"capabilities":{"max_data_xfer_size":4}}"#)
     try device.call(.version, version01 + limit)
