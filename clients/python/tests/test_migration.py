@@ -164,7 +164,7 @@ def test_edu_moves_to_and_fro_under_load_and_no_copy_is_lost(server: Server, oth
 
 
 def test_a_doorbell_that_was_rung_before_the_stop_moves(server: Server, other: Server) -> None:
-    for _ in range(50):
+    for _ in range(5):
         with server.device(SCRATCH) as source, other.device(SCRATCH) as destination:
             before = source.region(1).read32(0)
             doorbells = source.region(1).doorbells()
