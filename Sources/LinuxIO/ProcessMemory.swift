@@ -26,10 +26,13 @@ public final class ProcessMemory: Sendable {
     } else {
       self.identity = Descriptor(owning: try call { clinux_pidfd(process) })
     }
-    // Sound: the path outlives the call.
-    let file = try? call { unsafe open("/proc/\(process)/mem", O_RDWR | O_CLOEXEC) }
-    guard let file else { throw errno == ENOENT ? .noSuchProcess : .permissionDenied }
-    memory = Descriptor(owning: file)
+    do throws(Errno) {
+      // Sound: the path outlives the call.
+      memory = Descriptor(
+        owning: try call { unsafe open("/proc/\(process)/mem", O_RDWR | O_CLOEXEC) })
+    } catch {
+      throw error == .noSuchFileOrDirectory ? .noSuchProcess : error
+    }
     // Asked after the memory was opened, so that it cannot be another process's.
     guard Self.isRunning(self.identity) else { throw .noSuchProcess }
   }

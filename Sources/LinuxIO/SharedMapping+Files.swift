@@ -7,7 +7,7 @@ extension SharedMapping {
   /// end. Throws the file's error; `EFAULT` outside the mapping, when it isn't writable, and where its
   /// file was truncated.
   public func read(
-    _ file: FileDescriptor, at position: Int, into ranges: [Range<UInt64>]
+    _ file: FileDescriptor, at position: Int, into ranges: [ClosedRange<UInt64>]
   ) throws(Errno) -> Int {
     guard writable else { throw .badAddress }
     // Sound: the kernel writes into memory of this object's alone; what a file lacks is an error there.
@@ -17,17 +17,18 @@ extension SharedMapping {
 
   /// `pwritev`: writes ranges of this mapping to a file, as `read` reads it.
   public func write(
-    _ ranges: [Range<UInt64>], to file: FileDescriptor, at position: Int
+    _ ranges: [ClosedRange<UInt64>], to file: FileDescriptor, at position: Int
   ) throws(Errno) -> Int {
     // Sound: as above; the kernel only reads.
     let vectors = unsafe try vectors(ranges)
     return try call { unsafe pwritev(file.rawValue, vectors, CInt(vectors.count), position) }
   }
 
-  private func vectors(_ ranges: [Range<UInt64>]) throws(Errno) -> [iovec] {
+  private func vectors(_ ranges: [ClosedRange<UInt64>]) throws(Errno) -> [iovec] {
     var vectors = unsafe [iovec]()
     for range in ranges {
-      let count = Int(clamping: range.upperBound - range.lowerBound)
+      guard range.upperBound < size else { throw .badAddress }
+      let count = Int(range.upperBound - range.lowerBound) + 1
       let base = unsafe try pointer(range.lowerBound, count)
       unsafe vectors.append(iovec(iov_base: base, iov_len: count))
     }

@@ -207,10 +207,12 @@ extension Socket {
       return nil
     }
     result.truncated = received.truncated
+    // Owned also where the sender has no number here: it closes.
+    let identity = received.identity < 0 ? nil : Descriptor(owning: received.identity)
     if received.sender.pid != 0 {
       result.sender = Credentials(
         process: received.sender.pid, user: received.sender.uid, group: received.sender.gid,
-        identity: received.identity < 0 ? nil : Descriptor(owning: received.identity))
+        identity: identity)
     }
     return result
   }

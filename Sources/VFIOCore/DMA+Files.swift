@@ -28,7 +28,7 @@ extension DMA {
     _ file: FileDescriptor, at position: Int, into pieces: [DMAPiece]
   ) throws(DMATransferError) -> Int {
     try transfer(pieces, .write) { (memory, ranges, done) throws(Errno) in
-      try memory.read(file, at: position + done, into: ranges)
+      try memory.read(file, at: Self.place(position, done), into: ranges)
     }
   }
 
@@ -37,21 +37,28 @@ extension DMA {
     _ pieces: [DMAPiece], to file: FileDescriptor, at position: Int
   ) throws(DMATransferError) -> Int {
     try transfer(pieces, .read) { (memory, ranges, done) throws(Errno) in
-      try memory.write(ranges, to: file, at: position + done)
+      try memory.write(ranges, to: file, at: Self.place(position, done))
     }
   }
 
   private typealias Move =
-    (any DMAMemory, [Range<UInt64>], _ done: Int) throws(Errno) -> Int
+    (any DMAMemory, [ClosedRange<UInt64>], _ done: Int) throws(Errno) -> Int
+
+  /// `EINVAL` beyond what a file can have, as from the kernel.
+  private static func place(_ position: Int, _ done: Int) throws(Errno) -> Int {
+    let (place, overflow) = position.addingReportingOverflow(done)
+    guard !overflow else { throw .invalidArgument }
+    return place
+  }
 
   /// Moves run by run: consecutive pieces in one memory.
   private func transfer(
     _ pieces: [DMAPiece], _ access: DMAAccess, _ move: Move
   ) throws(DMATransferError) -> Int {
-    var pieces = pieces[...].drop { $0.count <= 0 }
+    var pieces = pieces.filter { $0.count > 0 }[...]
     var done = 0
     while let first = pieces.first {
-      let count: Int
+      let count: Int?
       do {
         count = try withRun(pieces, access) { (memory, ranges) throws(Errno) in
           try move(memory, ranges, done)
@@ -60,6 +67,7 @@ extension DMA {
         // A file has no EFAULT of its own.
         throw error == .badAddress ? .fault(fault(first.iova, access, done)) : .file(error)
       }
+      guard let count else { continue }
       if count == 0 { return done }
       done += count
       pieces = pieces.skipping(count)
@@ -73,7 +81,7 @@ extension ArraySlice<DMAPiece> {
   fileprivate func skipping(_ count: Int) -> ArraySlice {
     var (rest, count) = (self, count)
     while let first = rest.first, first.count <= count {
-      count -= Swift.max(0, first.count)
+      count -= first.count
       rest = rest.dropFirst()
     }
     if let first = rest.first, count > 0 {

@@ -113,33 +113,34 @@ public final class DMA: Sendable {
         (memory, offset, length) throws(Errno) in
         try copy(memory, offset, completed..<completed + length)
       }
+      guard let copied else { continue }
       guard copied > 0 else { throw fault(address, access, completed) }
       completed += copied
     }
   }
 
-  /// Copies what of a piece is behind one translation, and returns how much; 0 for a fault.
+  /// Copies what of a piece is behind one translation, and returns how much; 0 for a fault, and nil when
+  /// the translation was taken back meanwhile, and there may be another.
   private func copyPiece(
     at iova: UInt64, _ count: Int, _ access: DMAAccess, _ byMessage: Bool,
     _ copy: (any DMAMemory, UInt64, Int) throws(Errno) -> Void
-  ) -> Int {
+  ) -> Int? {
     enum Outcome {
       case copied(Int)
-      case waits(any RemoteTransfer, offset: UInt64, Int)
+      case waits(RemoteUse, offset: UInt64, Int)
     }
     let outcome = use.state.withLock { state -> Outcome in
       guard let translation = translate(iova, &state), translation.access.isSuperset(of: access)
       else { return .copied(0) }
-      var length = min(count, Int(clamping: translation.range.upperBound &- iova &+ 1))
+      var length = translation.length(from: iova, most: count)
       var offset = translation.offset &+ (iova &- translation.range.lowerBound)
       var remote = translation.memory.remote
       // By message, addresses are those that the device uses.
       if byMessage, let messages { (remote, offset) = (messages, iova) }
       if let remote {
         length = min(length, remote.limit)
-        let transfer = remote.begin()
-        state.remote.append((transfer, iova...iova + UInt64(length - 1)))
-        return .waits(transfer, offset: offset, length)
+        let use = begin(remote, iova, length, access, &state)
+        return .waits(use, offset: offset, length)
       }
       let copied = Self.copy(length, toPageEnd: Int(4096 - iova % 4096)) { length throws(Errno) in
         try copy(translation.memory, offset, length)
@@ -149,59 +150,90 @@ public final class DMA: Sendable {
     }
     switch outcome {
     case .copied(let count): return count
-    case .waits(let transfer, let offset, let length):
-      let succeeded = (try? copy(transfer, offset, length)) != nil
-      use.state.withLock { state in
-        if succeeded, access.contains(.write) { wrote(iova...iova + UInt64(length - 1)) }
-        state.remote.removeAll { $0.transfer === transfer }
-      }
-      return succeeded ? length : 0
+    case .waits(let use, let offset, let length):
+      let succeeded = (try? copy(use.transfer, offset, length)) != nil
+      let isMapped = end(use)
+      return succeeded ? length : isMapped ? 0 : nil
     }
   }
 
   /// Calls `move` with the memory behind the first piece, and where in it that piece is and those that
-  /// follow it there, as far as one translation reaches. `EFAULT` where nothing is mapped for `access`.
+  /// follow it there, as far as one translation reaches. `EFAULT` where nothing is mapped for `access`;
+  /// nil as from `copyPiece`.
   func withRun(
     _ pieces: ArraySlice<DMAPiece>, _ access: DMAAccess,
-    _ move: (any DMAMemory, [Range<UInt64>]) throws(Errno) -> Int
-  ) throws(Errno) -> Int {
-    var ranges: [Range<UInt64>] = []
-    func moved(_ memory: any DMAMemory) throws(Errno) -> Int {
-      let count = try move(memory, ranges)
-      if access.contains(.write) { markDirty(pieces, count) }
-      return count
-    }
-    var remote: (any RemoteTransfer)?
+    _ move: (any DMAMemory, [ClosedRange<UInt64>]) throws(Errno) -> Int
+  ) throws(Errno) -> Int? {
+    var ranges: [ClosedRange<UInt64>] = []
+    var remote: RemoteUse?
     let count = try use.state.withLock { state throws(Errno) -> Int in
       guard let first = pieces.first, !group.isQuarantined,
         let translation = translate(first.iova, &state), translation.access.isSuperset(of: access)
       else { throw .badAddress }
       let memory = translation.memory
+      var room = Self.mostBytes
       for piece in pieces.prefix(memory.remote == nil ? Self.mostRanges : 1) {
-        guard translation.range.contains(piece.iova) else { break }
-        let room = Int(clamping: translation.range.upperBound &- piece.iova &+ 1)
-        let count = min(piece.count, room, memory.remote?.limit ?? Self.piece)
+        guard room > 0, translation.range.contains(piece.iova) else { break }
+        let most = min(piece.count, memory.remote.map { min($0.limit, Self.piece) } ?? room)
+        let length = translation.length(from: piece.iova, most: most)
         let start = translation.offset &+ (piece.iova &- translation.range.lowerBound)
-        ranges.append(start..<start + UInt64(count))
-        if count < piece.count { break }
+        ranges.append(start...start + UInt64(length - 1))
+        room -= length
+        if length < piece.count { break }
       }
-      guard let transfer = memory.remote?.begin() else { return try moved(memory) }
-      let last = first.iova + (ranges[0].upperBound - ranges[0].lowerBound - 1)
-      state.remote.append((transfer, first.iova...last))
-      remote = transfer
-      return 0
+      if let peer = memory.remote {
+        let length = Self.mostBytes - room
+        remote = begin(peer, first.iova, length, access, &state)
+        return 0
+      }
+      let count = try move(memory, ranges)
+      if access.contains(.write) { markDirty(pieces, count) }
+      return count
     }
     guard let remote else { return count }
-    defer { use.state.withLock { $0.remote.removeAll { $0.transfer === remote } } }
-    return try moved(remote)
+    do throws(Errno) {
+      let count = try move(remote.transfer, ranges)
+      _ = end(remote)
+      return count
+    } catch {
+      if end(remote) { throw error }
+      return nil
+    }
+  }
+
+  private func begin(
+    _ memory: any RemoteMemory, _ iova: UInt64, _ length: Int, _ access: DMAAccess,
+    _ state: inout IOTLB.Use.State
+  ) -> RemoteUse {
+    let range = iova...iova + UInt64(length - 1)
+    let use = RemoteUse(transfer: memory.begin(), range: range) { [iommu, log] in
+      guard access.contains(.write) else { return }
+      iommu.wrote(range)
+      log.mark(range)
+    }
+    state.remote.append(use)
+    return use
+  }
+
+  /// A transfer is over. Whatever came of it, the peer may have written what it was asked to. False when
+  /// it was invalidated.
+  private func end(_ remote: RemoteUse) -> Bool {
+    use.state.withLock { state in
+      let index = state.remote.firstIndex { $0.transfer === remote.transfer }
+      guard let index else { return false }
+      state.remote.remove(at: index)
+      remote.markDirty()
+      return true
+    }
   }
 
   /// Ranges that are moved in one hold of the lock; Linux's `IOV_MAX`.
   private static let mostRanges = 1024
+  private static let mostBytes = 1 << 20
 
   private func markDirty(_ pieces: ArraySlice<DMAPiece>, _ count: Int) {
     var left = count
-    for piece in pieces where left > 0 && piece.count > 0 {
+    for piece in pieces where left > 0 {
       let count = min(left, piece.count)
       wrote(piece.iova...piece.iova + UInt64(count - 1))
       left -= count
@@ -238,5 +270,12 @@ public final class DMA: Sendable {
     let fault = DMAFault(iova: iova, completed: completed)
     faults.record(fault, access)
     return fault
+  }
+}
+
+extension Translation {
+  /// How many of `most` bytes, which is more than 0, at an address of its are behind it.
+  fileprivate func length(from iova: UInt64, most: Int) -> Int {
+    Int(min(UInt64(most - 1), range.upperBound - iova)) + 1
   }
 }

@@ -36,8 +36,9 @@ public final class DMAFaults: Sendable {
 
   public var summary: Summary { state.withLock { $0.summary } }
 
-  func record(_ fault: DMAFault, _ access: DMAAccess) {
-    let now = ContinuousClock.now
+  func record(
+    _ fault: DMAFault, _ access: DMAAccess, at now: ContinuousClock.Instant = .now
+  ) {
     let first = state.withLock { state -> Summary? in
       state.summary.count += 1
       (state.summary.iova, state.summary.access) = (fault.iova, access)

@@ -20,10 +20,10 @@ public protocol DMAMemory: AnyObject, Sendable {
   /// moved, which may be fewer than the ranges have, and 0 at the file's end. They throw the file's error, and
   /// `EFAULT` when nothing could be moved because of this memory.
   func read(
-    _ file: FileDescriptor, at position: Int, into ranges: [Range<UInt64>]
+    _ file: FileDescriptor, at position: Int, into ranges: [ClosedRange<UInt64>]
   ) throws(Errno) -> Int
   func write(
-    _ ranges: [Range<UInt64>], to file: FileDescriptor, at position: Int
+    _ ranges: [ClosedRange<UInt64>], to file: FileDescriptor, at position: Int
   ) throws(Errno) -> Int
 
   /// Present where a copy waits for an answer.
@@ -35,12 +35,12 @@ extension DMAMemory {
     throw .notSupported
   }
   public func read(
-    _ file: FileDescriptor, at position: Int, into ranges: [Range<UInt64>]
+    _ file: FileDescriptor, at position: Int, into ranges: [ClosedRange<UInt64>]
   ) throws(Errno) -> Int {
     throw .notSupported
   }
   public func write(
-    _ ranges: [Range<UInt64>], to file: FileDescriptor, at position: Int
+    _ ranges: [ClosedRange<UInt64>], to file: FileDescriptor, at position: Int
   ) throws(Errno) -> Int {
     throw .notSupported
   }

@@ -14,14 +14,18 @@ public final class IOTLB: Sendable {
     struct State {
       /// The last translation that was used.
       var last: Translation?
-      /// Transfers that wait for a peer, and the addresses that they use.
-      var remote: [(transfer: any RemoteTransfer, range: ClosedRange<UInt64>)] = []
+      var remote: [RemoteUse] = []
     }
 
     fileprivate func invalidate(_ range: ClosedRange<UInt64>) {
       // Returned, so that the memory ends outside the lock.
       _ = state.withLock { state -> Translation? in
-        for use in state.remote where use.range.overlaps(range) { use.transfer.cancel() }
+        state.remote.removeAll { use in
+          guard use.range.overlaps(range) else { return false }
+          use.transfer.cancel()
+          use.markDirty()
+          return true
+        }
         guard let last = state.last, last.range.overlaps(range) else { return nil }
         state.last = nil
         return last
@@ -35,10 +39,18 @@ public final class IOTLB: Sendable {
 
   /// Called by the IOMMU's driver when translations have gone, or dirty pages are to be tracked from
   /// now on: returns when no transfer uses what was there before. Transfers that wait for a peer there
-  /// fault.
+  /// look for another translation, or fault.
   public func invalidate(_ range: ClosedRange<UInt64>) {
     uses.withLock { uses in
       for index in uses.indices { uses[index].invalidate(range) }
     }
   }
+}
+
+/// A transfer that waits for a peer, and the addresses that it uses.
+struct RemoteUse: Sendable {
+  let transfer: any RemoteTransfer
+  let range: ClosedRange<UInt64>
+  /// Marks what the peer may have written.
+  let markDirty: @Sendable () -> Void
 }

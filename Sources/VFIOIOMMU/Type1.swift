@@ -151,7 +151,8 @@ final class Type1: IOMMU {
         for mapping in removed { state.remove(mapping) }
         return removed
       }
-      if !removed.isEmpty { iotlb.invalidate(0...UInt64.max) }
+      // One by one: transfers that wait for another owner's memory go on.
+      for mapping in removed { iotlb.invalidate(mapping.iova...mapping.last) }
       forgetDirtyPages(removed)
       return removed.totalSize
     }

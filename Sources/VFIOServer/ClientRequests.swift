@@ -17,21 +17,31 @@ final class ClientRequests: Sendable {
     var socket: Socket?
     /// The socket has taken only a part of the replies that were sent last.
     var isMidReply = false
-    /// What it has not taken of requests.
-    var unsent: [UInt8] = []
+    /// What it has not taken of requests, oldest first.
+    var unsent: [Unsent] = []
     var lastID: UInt16 = 0
     var waiting: [UInt16: ClientRequest] = [:]
+  }
+
+  private struct Unsent {
+    let request: ClientRequest
+    var bytes: [UInt8]
+    /// The client has the beginning, and must get the rest.
+    var isBegun = false
   }
 
   private let tracepoint: Tracepoint?
   /// By which traces know the connection.
   private let number: UInt64
 
-  init(_ socket: Socket, _ tracepoint: Tracepoint?, number: UInt64) {
-    state = Mutex(State(socket: socket))
+  init(_ socket: Socket, _ tracepoint: Tracepoint? = nil, number: UInt64 = 0, lastID: UInt16 = 0) {
+    state = Mutex(State(socket: socket, lastID: lastID))
     self.tracepoint = tracepoint
     self.number = number
   }
+
+  /// Requests that wait for their answers; for tests.
+  var count: Int { state.withLock { $0.waiting.count } }
 
   private var socket: Socket? { state.withLock { $0.socket } }
 
@@ -53,24 +63,24 @@ final class ClientRequests: Sendable {
     }
   }
 
-  /// Sends a request, and returns the body of its reply. Throws the errno of an error reply, `ETIMEDOUT`
+  /// Sends a request, and returns the body of its reply. Throws `EFAULT` for an error reply, `ETIMEDOUT`
   /// when none comes in time, `ECANCELED` when the request was cancelled, and `EPIPE` when the client
   /// has gone.
   func ask(_ request: ClientRequest, seconds: Int) throws(Errno) -> [UInt8] {
     let deadline = DispatchTime.now() + .seconds(seconds)
     let id = try state.withLock { state throws(Errno) -> UInt16 in
       guard let socket = state.socket, state.waiting.count < 1000 else { throw .brokenPipe }
+      // Once it is cancelled, nothing of it is sent.
+      if request.isOver { throw .canceled }
       repeat { state.lastID &+= 1 } while state.waiting[state.lastID] != nil
       let id = state.lastID
-      // Once it is cancelled, nothing of it is sent.
-      try request.begin()
       state.waiting[id] = request
       let header = Header(
         id: id, command: request.command, messageSize: UInt32(Header.size + request.body.count))
       var bytes = [UInt8](repeating: 0, count: Header.size)
       var span = bytes.mutableSpan
       header.write(to: &span, at: 0)
-      state.unsent += bytes + request.body
+      state.unsent.append(Unsent(request: request, bytes: bytes + request.body))
       // Before the reply can come, and its record.
       if let tracepoint, tracepoint.isWatched {
         let body = request.body
@@ -80,24 +90,54 @@ final class ClientRequests: Sendable {
       _ = try? sendUnsent(&state, socket)
       return id
     }
-    defer { state.withLock { _ = $0.waiting.removeValue(forKey: id) } }
-    while state.withLock({ !$0.unsent.isEmpty && !$0.isMidReply }) {
-      guard let socket else { throw .brokenPipe }
-      guard try socket.waitUntilWritable(milliseconds: deadline.milliseconds) else {
-        // It takes nothing, and half a request may be on its way.
-        socket.shutdown()
-        throw .timedOut
-      }
-      _ = try state.withLock { state throws(Errno) in try sendUnsent(&state, socket) }
+    defer { forget(request, id) }
+    // Rare: the socket is full, or has taken only a part of a reply. Nothing says when it takes more, or
+    // that the request was cancelled, whichever comes first.
+    while try isUnsent(request), DispatchTime.now() < deadline {
+      request.wait(until: min(deadline, .now() + .milliseconds(5)))
     }
-    return try request.wait(until: deadline)
+    return try request.answer(until: deadline)
+  }
+
+  /// Whether the socket still doesn't take all of a request. One that is over stays only if the client
+  /// has a part of it, and must get the rest.
+  private func isUnsent(_ request: ClientRequest) throws(Errno) -> Bool {
+    try state.withLock { state throws(Errno) in
+      guard let socket = state.socket else { throw .brokenPipe }
+      _ = try sendUnsent(&state, socket)
+      return state.unsent.contains { $0.request === request }
+    }
+  }
+
+  /// Nobody waits for the answer any more. When the client has taken a part of the request, and not the
+  /// rest in time, nothing can follow it: that ends the connection.
+  private func forget(_ request: ClientRequest, _ id: UInt16) {
+    state.withLock { state in
+      if state.waiting[id] === request { state.waiting[id] = nil }
+      guard let index = state.unsent.firstIndex(where: { $0.request === request }) else { return }
+      if state.unsent.remove(at: index).isBegun { state.socket?.shutdown() }
+    }
+  }
+
+  /// Ends a request; nothing of it is sent afterwards, unless the client has a part of it.
+  func cancel(_ request: ClientRequest) {
+    state.withLock { _ in request.end(.failure(.canceled)) }
   }
 
   /// False when the socket doesn't take all of it now.
   private func sendUnsent(_ state: inout State, _ socket: Socket) throws(Errno) -> Bool {
-    while !state.unsent.isEmpty, !state.isMidReply {
-      guard let sent = try socket.send(state.unsent.span, wait: false) else { return false }
-      state.unsent.removeFirst(sent)
+    while let first = state.unsent.first, !state.isMidReply {
+      if first.request.isOver, !first.isBegun {
+        state.unsent.removeFirst()
+        continue
+      }
+      guard let sent = try socket.send(first.bytes.span, wait: false) else { return false }
+      if sent == first.bytes.count {
+        state.unsent.removeFirst()
+      } else {
+        state.unsent[0].bytes.removeFirst(sent)
+        state.unsent[0].isBegun = true
+      }
     }
     return true
   }
@@ -137,7 +177,7 @@ final class ClientRequests: Sendable {
 final class ClientRequest: Sendable {
   let command: Command
   let body: [UInt8]
-  private let answered = DispatchSemaphore(value: 0)
+  private let ended = DispatchSemaphore(value: 0)
   private let outcome = Mutex<Result<[UInt8], Errno>?>(nil)
 
   init(_ command: Command, _ body: [UInt8]) {
@@ -148,24 +188,17 @@ final class ClientRequest: Sendable {
   /// Only the first call counts.
   func end(_ result: Result<[UInt8], Errno>) {
     outcome.withLock { $0 = $0 ?? result }
-    answered.signal()
+    ended.signal()
   }
 
-  /// Throws when it has ended before it began.
-  fileprivate func begin() throws(Errno) {
-    if case .failure(let error)? = outcome.withLock({ $0 }) { throw error }
-  }
+  var isOver: Bool { outcome.withLock { $0 != nil } }
 
-  fileprivate func wait(until deadline: DispatchTime) throws(Errno) -> [UInt8] {
-    _ = answered.wait(timeout: deadline)
+  /// Returns when it ends, or at a time.
+  fileprivate func wait(until time: DispatchTime) { _ = ended.wait(timeout: time) }
+
+  /// Waits for the answer.
+  fileprivate func answer(until deadline: DispatchTime) throws(Errno) -> [UInt8] {
+    if !isOver { wait(until: deadline) }
     return try (outcome.withLock { $0 } ?? .failure(.timedOut)).get()
-  }
-}
-
-extension DispatchTime {
-  /// From now on; 0 when it has passed.
-  fileprivate var milliseconds: Int32 {
-    let now = DispatchTime.now().uptimeNanoseconds
-    return Int32(clamping: uptimeNanoseconds > now ? (uptimeNanoseconds - now) / 1_000_000 : 0)
   }
 }

@@ -53,9 +53,10 @@ final class Connection: @unchecked Sendable {
 
   /// Ends the session and closes the socket.
   func close() {
-    requests.close()
     session.tracepoint?.recordClosed(number)
+    // First, so that transfers which wait for this client are cancelled.
     session.close()
+    requests.close()
     whenClosed()
     openSocket.withLock { $0 = nil }
     closed.signal()

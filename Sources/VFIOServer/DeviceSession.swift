@@ -153,8 +153,7 @@ final class DeviceSession: Session {
     if version.hasTwin {
       let twin = TwinSession(
         messages, limit: UInt64(version.peer.maxDataTransferSize),
-        messageLimit: service.limits.messageSize,
-        tracepoint)
+        messageLimit: service.limits.messageSize, tracepoint)
       do throws(Errno) {
         reply.attach(try service.handOut(twin, number: service.nextNumber()))
       } catch {

@@ -77,21 +77,21 @@ struct RequestMemory: MemorySource {
 
 extension ProcessMemory: DMAMemory {
   public func read(
-    _ file: FileDescriptor, at position: Int, into ranges: [Range<UInt64>]
+    _ file: FileDescriptor, at position: Int, into ranges: [ClosedRange<UInt64>]
   ) throws(Errno) -> Int { try copy(file, at: position, into: ranges) }
 
   public func write(
-    _ ranges: [Range<UInt64>], to file: FileDescriptor, at position: Int
+    _ ranges: [ClosedRange<UInt64>], to file: FileDescriptor, at position: Int
   ) throws(Errno) -> Int { try copy(ranges, to: file, at: position) }
 }
 
 // `preadv` and `pwritev` for memory that the kernel can't reach: of the first range, through a buffer.
 extension DMAMemory {
   func copy(
-    _ file: FileDescriptor, at position: Int, into ranges: [Range<UInt64>]
+    _ file: FileDescriptor, at position: Int, into ranges: [ClosedRange<UInt64>]
   ) throws(Errno) -> Int {
     guard let range = ranges.first else { return 0 }
-    var bytes = [UInt8](repeating: 0, count: Int(range.upperBound - range.lowerBound))
+    var bytes = [UInt8](repeating: 0, count: Int(range.upperBound - range.lowerBound) + 1)
     var span = bytes.mutableSpan
     let count = try LinuxIO.read(file, at: position, into: &span)
     if count > 0 { try write(bytes.span.extracting(0..<count), at: range.lowerBound) }
@@ -99,10 +99,10 @@ extension DMAMemory {
   }
 
   func copy(
-    _ ranges: [Range<UInt64>], to file: FileDescriptor, at position: Int
+    _ ranges: [ClosedRange<UInt64>], to file: FileDescriptor, at position: Int
   ) throws(Errno) -> Int {
     guard let range = ranges.first else { return 0 }
-    var bytes = [UInt8](repeating: 0, count: Int(range.upperBound - range.lowerBound))
+    var bytes = [UInt8](repeating: 0, count: Int(range.upperBound - range.lowerBound) + 1)
     var span = bytes.mutableSpan
     try read(at: range.lowerBound, into: &span)
     return try LinuxIO.write(bytes.span, to: file, at: position)

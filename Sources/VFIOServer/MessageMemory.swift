@@ -7,12 +7,9 @@ import VFIOWire
 
 /// Memory that a device socket's client mapped without a descriptor: its bytes come and go by
 /// `VFIO_USER_DMA_READ` and `VFIO_USER_DMA_WRITE`, under the addresses that the device uses.
-///
-/// A process that is connected to several devices of a group may be asked on any of its connections.
 final class MessageMemory: RemoteMemory {
   fileprivate let service: Service
-  /// Newest last.
-  private let connections = Mutex<[Connection]>([])
+  private let connection = Mutex<Connection?>(nil)
 
   private struct Connection {
     let requests: ClientRequests
@@ -27,28 +24,28 @@ final class MessageMemory: RemoteMemory {
 
   /// From now on the client can be asked there.
   func connect(_ requests: ClientRequests, limit: UInt64) {
-    let connection = Connection(requests: requests, limit: max(1, Int(clamping: limit)))
-    connections.withLock { $0.append(connection) }
+    // The answer must fit into what is read, too.
+    let limit = min(max(1, Int(clamping: limit)), service.limits.maxDataTransferSize)
+    connection.withLock { $0 = Connection(requests: requests, limit: limit) }
   }
 
   func disconnect(_ requests: ClientRequests) {
-    connections.withLock { $0.removeAll { $0.requests === requests } }
+    connection.withLock { if $0?.requests === requests { $0 = nil } }
   }
 
-  fileprivate var requests: ClientRequests? { connections.withLock { $0.last?.requests } }
+  fileprivate var requests: ClientRequests? { connection.withLock { $0?.requests } }
 
   // MARK: RemoteMemory
 
   var remote: (any RemoteMemory)? { self }
-  var limit: Int { connections.withLock { $0.map(\.limit).min() } ?? Int(Self.defaultLimit) }
+  var limit: Int { connection.withLock { $0?.limit } ?? Int(Self.defaultLimit) }
   func begin() -> any RemoteTransfer { MessageTransfer(self) }
 
+  /// Copies are transfers, since they wait.
   func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno) {
-    try begin().read(at: offset, into: &bytes)
+    throw .badAddress
   }
-  func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) {
-    try begin().write(bytes, at: offset)
-  }
+  func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) { throw .badAddress }
 }
 
 /// One DMA_READ or DMA_WRITE: `u64 address, u64 count`, and the bytes in the request or reply.
@@ -57,18 +54,18 @@ private final class MessageTransfer: RemoteTransfer {
   private let state = Mutex(State())
 
   private struct State {
-    var request: ClientRequest?
+    var asked: (ClientRequests, ClientRequest)?
     var isCancelled = false
   }
 
   init(_ memory: MessageMemory) { self.memory = memory }
 
   func cancel() {
-    let request = state.withLock { state in
+    let asked = state.withLock { state in
       state.isCancelled = true
-      return state.request
+      return state.asked
     }
-    request?.end(.failure(.canceled))
+    if let (requests, request) = asked { requests.cancel(request) }
   }
 
   func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno) {
@@ -86,20 +83,24 @@ private final class MessageTransfer: RemoteTransfer {
     body.reserveCapacity(bytes.count)
     for index in 0..<bytes.count { body.append(bytes[index]) }
     let reply = try ask(.dmaWrite, offset, bytes.count, body)
+    let count: UInt64
     switch reply.count {
     case 0: return
-    case 12 where UInt64(reply.span.uint32(at: 8)) == UInt64(bytes.count): return
-    case 16... where reply.span.uint64(at: 8) == UInt64(bytes.count): return
+    case 12: count = UInt64(reply.span.uint32(at: 8))
+    case 16: count = reply.span.uint64(at: 8)
     default: throw .badAddress
+    }
+    guard count == UInt64(bytes.count), reply.span.uint64(at: 0) == offset else {
+      throw .badAddress
     }
   }
 
   func read(
-    _ file: FileDescriptor, at position: Int, into ranges: [Range<UInt64>]
+    _ file: FileDescriptor, at position: Int, into ranges: [ClosedRange<UInt64>]
   ) throws(Errno) -> Int { try copy(file, at: position, into: ranges) }
 
   func write(
-    _ ranges: [Range<UInt64>], to file: FileDescriptor, at position: Int
+    _ ranges: [ClosedRange<UInt64>], to file: FileDescriptor, at position: Int
   ) throws(Errno) -> Int { try copy(ranges, to: file, at: position) }
 
   private func ask(
@@ -112,7 +113,7 @@ private final class MessageTransfer: RemoteTransfer {
     guard let requests = memory.requests else { throw .badAddress }
     let request = ClientRequest(command, littleEndian(address) + littleEndian(UInt64(count)) + data)
     let isCancelled = state.withLock { state in
-      state.request = request
+      state.asked = (requests, request)
       return state.isCancelled
     }
     if isCancelled { throw .badAddress }

@@ -33,7 +33,8 @@ struct Version {
   /// Answers VERSION. `EINVAL` when it comes twice, for another major version, and for capabilities
   /// that aren't what they should be.
   ///
-  /// `mayTwin`: whether a second socket can be had. `begin` runs when the request is good; its error is the answer, and VERSION may be tried again.
+  /// `mayTwin`: whether a second socket can be had. `begin` runs when the request is good; its error is
+  /// the answer, and VERSION may be tried again.
   mutating func negotiate(
     _ body: Span<UInt8>, _ limits: Configuration.Limits, mayTwin: Bool = false,
     _ reply: inout Output, begin: () throws(Errno) -> Void = {}
@@ -58,6 +59,8 @@ struct Version {
   private mutating func capabilities(
     _ body: Span<UInt8>, _ limits: Configuration.Limits, _ mayTwin: Bool, _ peer: inout Peer
   ) throws(Errno) -> JSONValue {
+    // A request before this one may have been refused.
+    hasTwin = false
     guard body.count > 4 else { return .object([]) }
     var end = 4
     while end < body.count, body[end] != 0 { end += 1 }

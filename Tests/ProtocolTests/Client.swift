@@ -76,6 +76,8 @@ final class Client {
   private let directory: String
   private var peers: [String: Peer] = [:]
   private var things: [String: Descriptor] = [:]
+  /// The id of the server's last command on each connection.
+  private var asked: [String: ArraySlice<UInt8>] = [:]
 
   init(directory: String) { self.directory = directory }
 
@@ -117,8 +119,12 @@ final class Client {
   }
 
   private func exchange(_ step: JSONValue) throws {
-    guard let peer = peers[step["on"]?.string ?? ""] else { throw Deviation("not connected") }
-    for (index, piece) in step.pieces.enumerated() {
+    let name = step["on"]?.string ?? ""
+    guard let peer = peers[name] else { throw Deviation("not connected") }
+    for (index, var piece) in step.pieces.enumerated() {
+      if step["send"]?.string?.hasPrefix("....") ?? false, let id = asked[name] {
+        piece.replaceSubrange(0..<2, with: id)
+      }
       let isTheirs = index == step["with_piece"]?.int ?? 0
       let names = isTheirs ? step["descriptors"]?.elements.compactMap(\.string) ?? [] : []
       try peer.send(piece, with: names.map(descriptor))
@@ -128,6 +134,7 @@ final class Client {
     guard Pattern(expected).matches(reply.bytes) else {
       throw Deviation("received \(hex(reply.bytes[...]))")
     }
+    if Header(reply.bytes.span).flags.isDisjoint(with: .type) { asked[name] = reply.bytes[0..<2] }
     let names = step["keeps"]?.elements.compactMap(\.string) ?? []
     guard reply.descriptors.count == names.count else {
       throw Deviation("received \(reply.descriptors.count) descriptors")

@@ -11,6 +11,8 @@ final class Client {
   private var input = Input(limit: 1 << 26, descriptorLimit: 253)
   private var unsent: [UInt8] = []
   private var lastID: UInt16 = 0
+  /// What the server has asked meanwhile.
+  private var commands: [Reply] = []
 
   init(_ socket: Socket) throws {
     self.socket = socket
@@ -134,10 +136,37 @@ final class Client {
   ) throws(Errno) -> Reply {
     lastID &+= 1
     send(message(command, body, id: lastID), with: descriptors)
-    guard let reply = try receive() else { throw .brokenPipe }
+    var received = try receive()
+    while let command = received, command.header.flags.isDisjoint(with: .type) {
+      commands.append(command)
+      received = try receive()
+    }
+    guard let reply = received else { throw .brokenPipe }
     guard reply.header.id == lastID, reply.header.command == command else { throw .protocolError }
     guard reply.header.error == 0 else { throw Errno(rawValue: CInt(reply.header.error)) }
     return reply
+  }
+
+  // MARK: the server's commands
+
+  /// Whether one was received and not taken.
+  var hasCommand: Bool { !commands.isEmpty }
+
+  /// The next that the server asks; nil when the connection ends instead.
+  func nextCommand() throws(Errno) -> Reply? {
+    if !commands.isEmpty { return commands.removeFirst() }
+    guard let received = try receive() else { return nil }
+    guard received.header.flags.isDisjoint(with: .type) else { throw .protocolError }
+    return received
+  }
+
+  /// Answers one: with a body, or with the header alone and an errno.
+  func answer(_ command: Reply, _ body: [UInt8] = [], error: UInt32 = 0) {
+    let flags: Header.Flags = error == 0 ? .reply : [.reply, .error]
+    send(
+      bytes(
+        command.header.id, command.header.command.rawValue, UInt32(Header.size + body.count),
+        flags.rawValue, error) + body)
   }
 }
 

@@ -85,6 +85,13 @@ def exchanges() -> Iterator[dict[str, Any]]:
                 yield step
 
 
+def request(step: dict[str, Any]) -> bytes:
+    """A request: what the client sends, or without that what the server does."""
+    if "send" not in step:
+        return unmask(step["expect"])[0]
+    return bytes.fromhex(step["send"] if isinstance(step["send"], str) else "".join(step["send"]))
+
+
 class Runner:
     """Runs the steps of one case against the server of `directory`."""
 
@@ -92,6 +99,8 @@ class Runner:
         self.directory = directory
         self.connections: dict[str, vfiod.Connection] = {}
         self.descriptors: dict[str, vfiod.connection.Descriptor] = {}
+        self.asked: dict[str, int] = {}
+        """The id of the server's last command on each connection."""
 
     def run(self, steps: list[Any]) -> None:
         for step in steps:
@@ -136,12 +145,16 @@ class Runner:
             numbers: list[int] = []
             if index == step.get("with_piece", 0):
                 numbers = [self.descriptor(name) for name in step.get("descriptors", [])]
+            if piece.startswith("...."):
+                piece = struct.pack("=H", self.asked[step["on"]]).hex() + piece[4:]
             self.connections[step["on"]].send_raw(bytes.fromhex(piece), numbers)
 
     def receive(self, step: dict[str, Any]) -> None:
         reply = self.connections[step["on"]].receive()
         data = wire.HEADER.pack(*dataclasses.astuple(reply.header)) + reply.payload
         assert matches(step["expect"], data), f"received {data.hex(' ')}"
+        if reply.header.flags & wire.TYPE_MASK == wire.TYPE_COMMAND:
+            self.asked[step["on"]] = reply.header.id
         names = step.get("keeps", [])
         assert len(reply.descriptors) == len(names), f"{len(reply.descriptors)} descriptors"
         for name in names:

@@ -194,13 +194,18 @@ def test_dma_by_message_is_served_while_waiting_for_a_reply(pair: Pair) -> None:
     peer.send(request(wire.Command.DMA_READ, 0x1004, 4))
     peer.send(request(wire.Command.DMA_WRITE, 0x1000, 2, b"ab"))
     peer.send(request(wire.Command.DMA_READ, 0x100F, 2))
+    peer.send(request(wire.Command.DMA_WRITE, 0x1000, 2, b"abc"))
+    peer.send(request(wire.Command.DEVICE_RESET, 0x1000, 2))
     peer.send(reply(2, wire.Command.DEVICE_RESET))
     device.reset()
     assert bytes(memory[:4]) == b"ab\2\3"
     answers = peer.recv(4096)[16:]
     assert answers[:36] == reply(7, 11, wire.DMA_ACCESS.pack(0x1004, 4) + b"\4\5\6\7")
     assert answers[36:68] == reply(7, 12, wire.DMA_ACCESS.pack(0x1000, 2))
-    assert answers[68:] == reply(7, 11, error=errno.EFAULT)
+    assert answers[68:84] == reply(7, 11, error=errno.EFAULT)
+    assert answers[84:100] == reply(7, 12, error=errno.EINVAL)
+    assert answers[100:] == reply(7, 13, error=errno.EOPNOTSUPP)
+    assert len(memory) == 16
 
 
 def test_two_full_sockets_do_not_wait_for_each_other(pair: Pair) -> None:

@@ -7,15 +7,20 @@ import pytest
 from conftest import Edu
 from support import (
     EDU,
+    EDU_BUFFER,
+    EDU_DMA_INTERRUPTS,
+    EDU_TO_MEMORY,
     FOREIGN,
     IOVA,
     PAGE,
     SCRATCH,
     STUB,
+    TIMEOUT,
     Server,
     attach,
     bus_master,
     edu_load,
+    edu_start,
     edu_store,
     expect_closed,
     expect_error,
@@ -260,8 +265,16 @@ def test_the_device_reads_and_writes_shared_memory(server: Server) -> None:
         assert memory[PAGE : 2 * PAGE] == data
 
 
-def test_memory_without_a_descriptor_is_mapped_and_faults(server: Server) -> None:
-    """This server sends no DMA_READ and DMA_WRITE yet."""
+def faults(server: Server) -> int:
+    """Transfers of edu's that have met a fault, as the administrator sees them."""
+    with server.connect() as root:
+        devices = [device for group in root.topology()["groups"] for device in group["devices"]]
+    [count] = [device["faults"] for device in devices if device["address"] == EDU]
+    return int(count)
+
+
+def test_the_device_reads_and_writes_memory_by_message(server: Server) -> None:
+    before = faults(server)
     with server.device(EDU) as device:
         bus_master(device)
         memory = bytearray(2 * PAGE)
@@ -269,11 +282,40 @@ def test_memory_without_a_descriptor_is_mapped_and_faults(server: Server) -> Non
         device.map_dma_by_message(IOVA, memory)
         edu_load(device, IOVA, PAGE)
         edu_store(device, IOVA + PAGE, PAGE)
-        assert memory[PAGE:] == bytes(PAGE)
+        assert memory[PAGE:] == memory[:PAGE]
         device.unmap_dma(IOVA, 2 * PAGE)
+        edu_store(device, IOVA, PAGE)
+    assert faults(server) == before + 1
+
+
+def test_an_interrupt_after_dma_by_message_can_be_waited_for(server: Server) -> None:
+    with server.device(EDU) as device, vfiod.EventFD() as event:
+        bus_master(device)
+        device.set_triggers(IRQ.MSI, [event])
+        memory = bytearray(b"interrupt" * 10 + bytes(PAGE - 90))
+        device.map_dma_by_message(IOVA, memory)
+        edu_start(device, IOVA, EDU_BUFFER, 90, EDU_DMA_INTERRUPTS)
+        assert device.wait(event, TIMEOUT) == 1
+        edu_start(device, EDU_BUFFER, IOVA + 1000, 90, EDU_TO_MEMORY | EDU_DMA_INTERRUPTS)
+        assert device.wait(event, TIMEOUT) == 1
+        assert memory[1000:1090] == b"interrupt" * 10
+        assert device.wait(event, 0.01) == 0
+
+
+def test_memory_by_message_is_refused_where_it_may_not_be_written(server: Server) -> None:
+    before = faults(server)
+    with server.device(EDU) as device:
+        bus_master(device)
+        memory = bytearray(b"\1" * PAGE)
+        device.map_dma_by_message(IOVA, memory, DMAFlags.READ)
+        edu_load(device, IOVA, 4)
+        edu_store(device, IOVA + 8, 4, at=100)
+        assert memory == b"\1" * PAGE
+    assert faults(server) == before + 1
 
 
 def test_a_client_that_refuses_a_dma_message_causes_a_fault_only(server: Server) -> None:
+    before = faults(server)
     with server.device(EDU) as device:
         bus_master(device)
         memory = bytearray(PAGE)
@@ -282,6 +324,7 @@ def test_a_client_that_refuses_a_dma_message_causes_a_fault_only(server: Server)
         edu_load(device, IOVA, 64)
         edu_store(device, IOVA, 64)
         assert device.region(0).read32(0) == 0x010000ED
+    assert faults(server) == before + 2
 
 
 def test_a_client_that_leaves_during_a_dma_message_frees_the_device(server: Server) -> None:

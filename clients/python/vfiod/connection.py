@@ -210,6 +210,21 @@ class Connection:
             raise Disconnected(f"{wire.name(pending.command)}: reply to another request")
         pending.reply = message
 
+    def serve(self, until: HasFileno, timeout: float | None = None) -> None:
+        """Collects messages until another descriptor is readable, or `timeout` s have passed."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        poll = select.poll()
+        for descriptor in (until, self):
+            poll.register(descriptor.fileno(), select.POLLIN)
+        while True:
+            while self._inbox:
+                self.collect()
+            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            ready = [number for number, _ in poll.poll(left)]
+            if until.fileno() in ready or not ready:
+                return
+            self.collect()
+
     def reply(self, request: Message, payload: bytes = b"", error: int = 0) -> None:
         """Answers a command of the server's."""
         flags = wire.TYPE_REPLY | (wire.FLAG_ERROR if error else 0)

@@ -7,6 +7,7 @@ from types import TracebackType
 
 from . import wire
 from .connection import Connection, HasFileno, Message, negotiate, unpack
+from .irq import EventFD
 from .memory import DMAMemory, Memory
 from .region import Region, RegionInfo
 from .wire import (
@@ -37,7 +38,7 @@ class Device:
         self.version = version
         limit = version.capabilities.get("max_data_xfer_size", wire.DEFAULT_MAX_DATA_XFER_SIZE)
         self.max_data_xfer_size = min(int(limit), wire.DEFAULT_MAX_DATA_XFER_SIZE)
-        self._messages: dict[int, bytearray] = {}
+        self._messages: dict[int, tuple[bytearray, DMAFlags]] = {}
         connection.on_command = self._serve
 
     @classmethod
@@ -245,15 +246,21 @@ class Device:
         self, iova: int, memory: bytearray, flags: DMAFlags = DMAFlags.READ | DMAFlags.WRITE
     ) -> None:
         """DMA_MAP without a descriptor: the server sends DMA_READ and DMA_WRITE, which are answered
-        from `memory` whenever the client waits for a reply."""
+        from `memory` whenever the client waits for a reply, or in `wait`."""
         self._map(iova, len(memory), flags, 0, [])
-        self._messages[iova] = memory
+        self._messages[iova] = (memory, flags)
 
     def unmap_dma(self, iova: int, size: int) -> None:
         """DMA_UNMAP. ENOENT unless address and size are exactly those of a map made on this socket."""
         request = wire.USER_DMA_UNMAP.pack(wire.USER_DMA_UNMAP.size, 0, iova, size)
         self.connection.call(Command.DMA_UNMAP, request)
         self._messages.pop(iova, None)
+
+    def wait(self, event: EventFD, timeout: float | None = None) -> int:
+        """As `event.wait`, and answers the server meanwhile: what a client does that waits for the
+        interrupt at the end of a DMA by message."""
+        self.connection.serve(event, timeout)
+        return event.count()
 
     def _map(
         self, iova: int, size: int, flags: DMAFlags, offset: int, memory: Sequence[Memory]
@@ -264,20 +271,25 @@ class Device:
     def _serve(self, message: Message) -> None:
         """Answers DMA_READ and DMA_WRITE; anything else gets ENOTSUP, an address of nobody's EFAULT."""
         message.close()
-        if message.header.command not in (Command.DMA_READ, Command.DMA_WRITE):
+        needed: dict[int, DMAFlags] = {Command.DMA_READ: DMAFlags.READ, Command.DMA_WRITE: DMAFlags.WRITE}
+        access = needed.get(message.header.command)
+        if access is None:
             return self.connection.reply(message, error=errno.EOPNOTSUPP)
         address, count = unpack(wire.DMA_ACCESS, message.payload)
-        for iova, memory in self._messages.items():
+        data = message.payload[wire.DMA_ACCESS.size :]
+        if access is DMAFlags.WRITE and len(data) != count:
+            return self.connection.reply(message, error=errno.EINVAL)
+        for iova, (memory, flags) in self._messages.items():
             start = address - iova
-            if 0 <= start and start + count <= len(memory):
+            if access in flags and 0 <= start and start + count <= len(memory):
                 break
         else:
             return self.connection.reply(message, error=errno.EFAULT)
         answer = wire.DMA_ACCESS.pack(address, count)
-        if message.header.command == Command.DMA_READ:
+        if access is DMAFlags.READ:
             answer += memory[start : start + count]
         else:
-            memory[start : start + count] = message.payload[wire.DMA_ACCESS.size :]
+            memory[start : start + count] = data
         self.connection.reply(message, answer)
 
     # Ownership
