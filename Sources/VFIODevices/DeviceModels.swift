@@ -3,7 +3,7 @@ import VFIOPCI
 
 /// The models that a configuration may name.
 public enum DeviceModels {
-  public static let names = ["edu", "scratch", "vfio-user-sample"]
+  public static let names = ["doorbell", "edu", "scratch", "vfio-user-sample"]
 
   /// A device of `model`. Throws `OptionError` for a model or an option that isn't known or allowed,
   /// and what `memory` throws.
@@ -11,6 +11,9 @@ public enum DeviceModels {
     _ model: String, _ options: DeviceOptions, memory: @escaping MemoryFactory
   ) throws -> any DeviceOperations {
     switch model {
+    case "doorbell":
+      try options.allow(only: [])
+      return try PCIFunction(DoorbellDevice(), memory: memory)
     case "edu":
       try options.allow(only: ["dma_mask"])
       var edu = Edu()

@@ -37,7 +37,7 @@ extension `The client` {
       let error = #expect(throws: VFIOError.self) {
         try device.pipeline { pipeline in
           pipeline.store(5 as UInt32, to: .bar(0), at: 1 << 30)
-          bad = pipeline.load(from: .bar(5), at: 0)
+          bad = pipeline.load(from: .bar(1), at: 0)
           pipeline.store(6 as UInt32, to: .bar(0), at: 0)
           good = pipeline.load(from: .bar(0), at: 0)
         }

@@ -10,17 +10,17 @@ import VFIOServer
 let edu = "0000:06:0d.0"
 let scratch = "0000:07:00.0"
 
-/// A server of the built-in topology in this process, in a directory of its own.
+/// A server in this process, of the built-in topology by default, in a directory of its own.
 final class World {
   let directory: String
   private let server: Server
   let vfio: VFIO
 
-  init() throws {
+  init(_ configuration: Configuration = .builtIn) throws {
     directory = FileManager.default.temporaryDirectory.path + "/vfio-\(UUID().uuidString.prefix(8))"
     var logger = Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() })
     logger.logLevel = .critical
-    server = try Server(directory: directory, configuration: .builtIn, logger: logger)
+    server = try Server(directory: directory, configuration: configuration, logger: logger)
     vfio = try VFIO.connect(directory: directory)
   }
 

@@ -86,7 +86,7 @@ import VFIOPCI
     #expect(try edu.get(7, 0x10) == UInt32(0xFFF0_0000))
     #expect(try edu.bytes(7, 0x14, 20) == [UInt8](repeating: 0, count: 20))
     #expect(try scratch.get(7, 0x10) == UInt32(0xFFF0_0000))
-    #expect(try scratch.get(7, 0x14) == UInt32(0xFFFF_F000))
+    #expect(try scratch.get(7, 0x14) == UInt32(0))
     #expect(try scratch.get(7, 0x18) == UInt64(0xFFFF_FFFF_FFE0_000C))
     #expect(try scratch.get(7, 0x20) == UInt32(0xFFFF_F000))
     #expect(try scratch.get(7, 0x24) == UInt32(0))

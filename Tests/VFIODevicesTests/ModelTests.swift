@@ -13,7 +13,8 @@ import VFIOPCI
 
   @Test func `an unknown model is refused with those that are known`() {
     #expect(
-      throws: OptionError("model", "\"e1000\" is unknown; allowed: edu, scratch, vfio-user-sample")
+      throws: OptionError(
+        "model", "\"e1000\" is unknown; allowed: doorbell, edu, scratch, vfio-user-sample")
     ) {
       try DeviceModels.make("e1000", DeviceOptions(), memory: Memory.make)
     }

@@ -87,10 +87,12 @@ final class World {
       number: service.nextNumber())
   }
 
-  /// A session on the socket of `scratch`, after VERSION.
-  func device() throws(Errno) -> DeviceSession {
-    let device = socket()
-    _ = try device.call(.version, version01)
-    return device
+  /// A session on a device's own socket, after VERSION.
+  func device(
+    _ device: String = World.scratch, group: UInt32 = World.group
+  ) throws(Errno) -> DeviceSession {
+    let session = socket(device, group: group)
+    _ = try session.call(.version, version01)
+    return session
   }
 }

@@ -27,6 +27,10 @@ SECOND_EDU = "0000:08:00.0"
 FOREIGN = "0000:08:00.1"
 GROUP_OF = {EDU: 26, SCRATCH: 27, SECOND_EDU: 28}
 
+DOORBELL = "0000:09:00.0"
+DOORBELL_ONLY = {"groups": [{"id": 29, "devices": [{"address": DOORBELL, "model": "doorbell"}]}]}
+"""A topology of a server's own: a device with doorbells."""
+
 PAGE = 0x1000
 IOVA = 0x10_0000
 

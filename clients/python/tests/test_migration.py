@@ -8,7 +8,21 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from support import EDU, IOVA, PAGE, SCRATCH, Server, attach, bus_master, edu_load, edu_store, refused, until
+from support import (
+    DOORBELL,
+    DOORBELL_ONLY,
+    EDU,
+    IOVA,
+    PAGE,
+    SCRATCH,
+    Server,
+    attach,
+    bus_master,
+    edu_load,
+    edu_store,
+    refused,
+    until,
+)
 
 import vfiod
 from vfiod import IRQ, Memory, MigrationState
@@ -163,19 +177,21 @@ def test_edu_moves_to_and_fro_under_load_and_no_copy_is_lost(server: Server, oth
         two.reset()
 
 
-def test_a_doorbell_that_was_rung_before_the_stop_moves(server: Server, other: Server) -> None:
-    for _ in range(5):
-        with server.device(SCRATCH) as source, other.device(SCRATCH) as destination:
-            before = source.region(1).read32(0)
-            doorbells = source.region(1).doorbells()
-            doorbells[0].ring()
-            source.migration_state = MigrationState.STOP_COPY
-            resume(destination, read_all(source, 1 << 20), 1 << 20)
-            assert destination.region(1).read32(0) == before + 1
-            for bell in doorbells:
-                bell.close()
-            source.reset()
-            destination.reset()
+@pytest.mark.vfiod(DOORBELL_ONLY)
+def test_a_doorbell_that_was_rung_before_the_stop_moves(server: Server) -> None:
+    with Server(topology=DOORBELL_ONLY) as other:
+        for _ in range(5):
+            with server.device(DOORBELL) as source, other.device(DOORBELL) as destination:
+                before = source.region(0).read32(0)
+                doorbells = source.region(0).doorbells()
+                doorbells[0].ring()
+                source.migration_state = MigrationState.STOP_COPY
+                resume(destination, read_all(source, 1 << 20), 1 << 20)
+                assert destination.region(0).read32(0) == before + 1
+                for bell in doorbells:
+                    bell.close()
+                source.reset()
+                destination.reset()
 
 
 def test_a_state_of_another_model_is_refused(server: Server, other: Server) -> None:

@@ -146,26 +146,6 @@ def test_the_pin_of_intx_is_a(scratch: vfiod.Device) -> None:
     assert scratch.config.read8(0x3D) == 1
 
 
-def test_its_doorbells_ring_by_eventfd(scratch: vfiod.Device) -> None:
-    bar = scratch.region(1)
-    doorbells = bar.doorbells()
-    assert [(bell.offset, bell.size, bell.value) for bell in doorbells] == [
-        (4, 4, None),
-        *((8, 4, value) for value in range(8)),
-    ]
-    with vfiod.EventFD() as event:
-        scratch.set_triggers(IRQ.MSIX, [event], start=5)
-        doorbells[0].ring()
-        doorbells[6].ring()
-        assert event.wait(20) == 1
-    assert bar.read32(0) == 1
-    for bell in doorbells:
-        bell.close()
-    assert scratch.region(0).doorbells() == []
-    with refused(errno.EINVAL):
-        scratch.region(5).doorbells()
-
-
 def test_its_interrupts_are_raised_by_hand(scratch: vfiod.Device) -> None:
     with vfiod.EventFD() as event:
         scratch.set_triggers(IRQ.MSIX, [event], start=5)

@@ -16,7 +16,7 @@ from support import (
     edu_load,
     refused,
 )
-from vfiod.trace import TraceEvent
+from vfiod.trace import TraceEvent, TraceRecord
 from vfiod.wire import Command
 
 
@@ -81,7 +81,7 @@ def test_a_trace_shows_what_the_server_asks_of_its_client(server: Server, root: 
         bus_master(device)
         device.map_dma_by_message(IOVA, bytearray(b"hello").ljust(PAGE))
         edu_load(device, IOVA, 5)
-        dma = []
+        dma: list[TraceRecord] = []
         while len(dma) < 2:
             record = trace.next()
             if record.header is not None and record.header.command == Command.DMA_READ:
