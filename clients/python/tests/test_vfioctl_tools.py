@@ -334,7 +334,7 @@ def test_interrupts_are_listed(server: Server) -> None:
     assert [line.split(maxsplit=2) for line in lines] == [
         ["INTERRUPT", "COUNT", "FLAGS"],
         ["intx", "1", "eventfd, maskable, automasked"],
-        ["msix", "8", "eventfd, noresize"],
+        ["msix", "8", "eventfd, maskable"],
         ["err", "1", "eventfd, noresize"],
         ["req", "1", "eventfd, noresize"],
     ]
