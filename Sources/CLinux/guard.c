@@ -23,6 +23,13 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct sigaction previous;
 
+// The thread sanitizer does atomics itself, under a lock of its own, which a fault in one would find held.
+#ifdef __clang__
+#define UNSANITIZED __attribute__((disable_sanitizer_instrumentation))
+#else
+#define UNSANITIZED
+#endif
+
 // The system call itself: a sanitizer's mmap is not for signal handlers.
 static bool overlay(uintptr_t start, size_t size) {
   int saved = errno;
@@ -32,7 +39,7 @@ static bool overlay(uintptr_t start, size_t size) {
   return result != -1;
 }
 
-static void handle(int signal, siginfo_t *info, void *context) {
+UNSANITIZED static void handle(int signal, siginfo_t *info, void *context) {
   (void)context;
   uintptr_t address = (uintptr_t)info->si_addr;
   int top = atomic_load(&used);
@@ -88,3 +95,26 @@ void clinux_guard_remove(int slot) {
 }
 
 bool clinux_guard_poisoned(int slot) { return atomic_load(&guard[slot].poisoned); }
+
+UNSANITIZED uint32_t clinux_add32(void *p, uint32_t v) {
+  return __atomic_fetch_add((uint32_t *)p, v, __ATOMIC_SEQ_CST);
+}
+UNSANITIZED uint64_t clinux_add64(void *p, uint64_t v) {
+  return __atomic_fetch_add((uint64_t *)p, v, __ATOMIC_SEQ_CST);
+}
+UNSANITIZED uint32_t clinux_swap32(void *p, uint32_t v) {
+  return __atomic_exchange_n((uint32_t *)p, v, __ATOMIC_SEQ_CST);
+}
+UNSANITIZED uint64_t clinux_swap64(void *p, uint64_t v) {
+  return __atomic_exchange_n((uint64_t *)p, v, __ATOMIC_SEQ_CST);
+}
+UNSANITIZED uint32_t clinux_cas32(void *p, uint32_t expected, uint32_t v) {
+  __atomic_compare_exchange_n(
+      (uint32_t *)p, &expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+  return expected;
+}
+UNSANITIZED uint64_t clinux_cas64(void *p, uint64_t expected, uint64_t v) {
+  __atomic_compare_exchange_n(
+      (uint64_t *)p, &expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+  return expected;
+}

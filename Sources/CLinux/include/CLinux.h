@@ -173,27 +173,11 @@ static inline void clinux_copy(void *to, const void *from, size_t size) {
 }
 
 // Atomic changes of an aligned integer in a registered mapping; they return what it was.
-static inline uint32_t clinux_add32(void *p, uint32_t v) {
-  return __atomic_fetch_add((uint32_t *)p, v, __ATOMIC_SEQ_CST);
-}
-static inline uint64_t clinux_add64(void *p, uint64_t v) {
-  return __atomic_fetch_add((uint64_t *)p, v, __ATOMIC_SEQ_CST);
-}
-static inline uint32_t clinux_swap32(void *p, uint32_t v) {
-  return __atomic_exchange_n((uint32_t *)p, v, __ATOMIC_SEQ_CST);
-}
-static inline uint64_t clinux_swap64(void *p, uint64_t v) {
-  return __atomic_exchange_n((uint64_t *)p, v, __ATOMIC_SEQ_CST);
-}
-static inline uint32_t clinux_cas32(void *p, uint32_t expected, uint32_t v) {
-  __atomic_compare_exchange_n(
-      (uint32_t *)p, &expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-  return expected;
-}
-static inline uint64_t clinux_cas64(void *p, uint64_t expected, uint64_t v) {
-  __atomic_compare_exchange_n(
-      (uint64_t *)p, &expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-  return expected;
-}
+uint32_t clinux_add32(void *p, uint32_t v);
+uint64_t clinux_add64(void *p, uint64_t v);
+uint32_t clinux_swap32(void *p, uint32_t v);
+uint64_t clinux_swap64(void *p, uint64_t v);
+uint32_t clinux_cas32(void *p, uint32_t expected, uint32_t v);
+uint64_t clinux_cas64(void *p, uint64_t expected, uint64_t v);
 
 #endif
