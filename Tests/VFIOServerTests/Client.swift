@@ -16,7 +16,7 @@ final class Client {
 
   init(_ socket: Socket) throws {
     self.socket = socket
-    socket.limitWait(seconds: 20)
+    socket.limitWait(seconds: 60)
   }
 
   /// A handed-out descriptor.

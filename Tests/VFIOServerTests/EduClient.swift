@@ -33,6 +33,8 @@ final class EduClient {
       .dmaMap, bytes(UInt32(32), UInt32(3), UInt64(0), shared, UInt64(4096)), with: [file])
     // Memory decoding and bus mastering.
     try client.call(.regionWrite, bytes(UInt64(4), UInt32(7), UInt32(2), UInt16(6)))
+    // What an earlier client began may be ending yet, and `edu` begins nothing before it has.
+    try finish()
   }
 
   /// Maps memory that the server has to ask for.

@@ -85,7 +85,7 @@ final class Daemon {
       "ulimit -n \(descriptors); exec \"$0\" --directory \"$1\" --log-level critical", vfiod,
       directory.path,
     ])
-    for _ in 0..<20_000 {
+    for _ in 0..<60_000 {
       if (try? root()) != nil { return }
       usleep(1000)
     }
