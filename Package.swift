@@ -57,6 +57,11 @@ let package = Package(
     .executableTarget(
       name: "benchmark", dependencies: ["VFIOIOMMU", "VFIOCore", system],
       path: "Tests/Benchmark", swiftSettings: settings),
+    .executableTarget(
+      name: "fuzzer",
+      dependencies: [
+        "VFIOServer", "VFIOCore", "VFIOStream", "VFIOWire", "LinuxIO", system, logging,
+      ], path: "Tests/Fuzz", exclude: ["corpus", "generate", "run"], swiftSettings: settings),
     .testTarget(name: "LinuxIOTests", dependencies: ["LinuxIO"], swiftSettings: settings),
     .testTarget(name: "JSONTests", dependencies: ["JSON"], swiftSettings: settings),
     .testTarget(name: "VFIOCoreTests", dependencies: ["VFIOCore"], swiftSettings: settings),

@@ -36,12 +36,13 @@ final class ControlLoop: Sendable {
     }
   }
 
-  /// Dispatch runs 255 blocked work items and hangs at the next: stay far below.
-  private static let mostOwnLoops = 48
+  private let mostOwnLoops: Int
   /// Event number of `wake`; connections count from 1.
   private static let wakeNumber: UInt64 = 0
 
-  init() throws(Errno) {
+  /// Dispatch runs 255 blocked work items and hangs at the next: `mostOwnLoops` stays far below.
+  init(mostOwnLoops: Int = 48) throws(Errno) {
+    self.mostOwnLoops = mostOwnLoops
     epoll = try Epoll()
     hangUps = try Epoll()
     wake = try EventFD()
@@ -83,27 +84,33 @@ final class ControlLoop: Sendable {
   private func run() {
     var events: [Epoll.Event] = []
     while !isStopping.load(ordering: .acquiring) {
-      events.removeAll(keepingCapacity: true)
       do throws(Errno) {
-        try epoll.wait(&events, forever: true)
+        try takeTurn(&events, wait: true)
       } catch {
         break  // cannot happen: the set is ours
       }
-      for event in events {
-        if event.number == Self.wakeNumber {
-          serveReady()
-          continue
-        }
-        guard let connection = table.withLock({ $0.shared(event.number) }) else { continue }
-        // One that waits for a reply is served again when that is there: this is its end.
-        if connection.events.isEmpty {
-          close(connection)
-        } else {
-          serve(connection)
-        }
-      }
     }
     closeAll()
+  }
+
+  /// Serves every connection that there is something to do for. With `wait`, waits until there is one.
+  /// `events` is what there was.
+  func takeTurn(_ events: inout [Epoll.Event], wait: Bool) throws(Errno) {
+    events.removeAll(keepingCapacity: true)
+    try epoll.wait(&events, forever: wait)
+    for event in events {
+      if event.number == Self.wakeNumber {
+        serveReady()
+        continue
+      }
+      guard let connection = table.withLock({ $0.shared(event.number) }) else { continue }
+      // One that waits for a reply is served again when that is there: this is its end.
+      if connection.events.isEmpty {
+        close(connection)
+      } else {
+        serve(connection)
+      }
+    }
   }
 
   private func serve(_ connection: Connection) {
@@ -203,7 +210,7 @@ final class ControlLoop: Sendable {
   private func moveToOwnLoop(_ connection: Connection) -> Bool {
     guard let socket = connection.socket else { return false }
     let isFree = table.withLock { table in
-      guard table.own.count < Self.mostOwnLoops else { return false }
+      guard table.own.count < mostOwnLoops else { return false }
       table.own.insert(connection.number)
       return true
     }

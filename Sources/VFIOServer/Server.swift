@@ -18,7 +18,7 @@ public final class Server: Sendable {
   private let rootListener: Listener
 
   /// The IOMMU drivers that a configuration may load, by name.
-  private static let iommuDrivers: [String: @Sendable (PhysicalMemory?) -> any IOMMUDriver] = [
+  static let iommuDrivers: [String: @Sendable (PhysicalMemory?) -> any IOMMUDriver] = [
     "type1": { _ in Type1Driver() },
     "spapr-tce": { _ in SPAPRDriver() },
     "noiommu": { NoIOMMUDriver(physicalMemory: $0) },
