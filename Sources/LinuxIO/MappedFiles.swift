@@ -28,6 +28,7 @@ public final class MappedFiles: Sendable {
   public func mapping(
     of file: Descriptor, offset: UInt64, size: UInt64, writable: Bool
   ) throws(Errno) -> SharedMapping {
+    guard file.rawValue >= 0 else { throw .invalidArgument }  // what is left of a socket
     var info = stat()
     // Sound: the call fills the structure given.
     try call { unsafe fstat(file.rawValue, &info) }

@@ -149,6 +149,7 @@ extension Descriptor {
   /// A number that all duplicates of a socket share and that is never used again (`SO_COOKIE`); nil
   /// for what isn't a socket.
   public var socketCookie: UInt64? {
+    if let cookie { return cookie }
     let cookie = clinux_cookie(rawValue)
     return cookie == 0 ? nil : cookie
   }

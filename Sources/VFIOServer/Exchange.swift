@@ -76,8 +76,11 @@ struct Exchange {
     guard let received else { return state }
     if received.count == 0 { return .finished }
     if let sender = received.sender { self.sender = sender }
+    // Sessions want to know which socket it is. Kept open until its message is whole, or until its
+    // client reads replies, the client's own would never hang up.
     input.received(
-      received.count, descriptors: received.descriptors, truncated: received.truncated)
+      received.count, descriptors: received.descriptors.map(\.withoutSocket),
+      truncated: received.truncated)
     return try answer(session, socket, wait: wait, settle)
   }
 

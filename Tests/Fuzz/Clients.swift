@@ -159,11 +159,11 @@
   }
 
   extension Peer {
-    /// Returns when there is something to read, or after 2 ms.
+    /// Returns when there is something to read, or after 1 ms.
     func waitForInput() {
       var state = pollfd(fd: socket.descriptor.rawValue, events: Int16(POLLIN), revents: 0)
       // Sound: one entry is given and one is said.
-      _ = unsafe poll(&state, 1, 2)
+      _ = unsafe poll(&state, 1, 1)
     }
   }
 

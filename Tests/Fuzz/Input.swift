@@ -9,7 +9,7 @@
 //     4 connect        u8: 0 to the root socket, else to a device's (low four bits), as another process
 //                      than the others with 0x80
 //     5 close          peer
-//     6 wait           peer: until it has something to read, 2 ms at most
+//     6 wait           peer: until it has something to read, 1 ms at most
 //     7 act            u8 thing, u8 what: 0 signal it, 1 cut it to nothing, 2 grow it again
 //
 // A peer is a u8, modulo how many there have been; they count in the order in which they came to be,

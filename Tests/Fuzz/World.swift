@@ -92,7 +92,9 @@
     /// Throws unless all is as it was before anybody connected; false when an administrator has changed
     /// the topology, so that this world is to be replaced.
     func checkUnused(administered: Bool) throws -> Bool {
-      for _ in 0..<100_000 where service.loop.count > 0 {
+      var turns = 0
+      while service.loop.count > 0, turns < 100_000 {
+        turns += 1
         if try !takeTurn() { usleep(100) }
       }
       guard service.loop.count == 0 else {

@@ -206,6 +206,13 @@ private final class Answering: Session {
     #expect(connection.serve(wait: true) == .finished)
   }
 
+  @Test func `ends with a client that sent its own socket with half a message`() throws {
+    client.send(Array(message(.version).prefix(8)), with: [try client.descriptor])
+    client.close()
+    #expect(connection.serve(wait: false) == .open)
+    #expect(connection.serve(wait: false) == .finished)
+  }
+
   @Test func `is closed by now for one who waits until it is`() {
     connection.close()
     connection.waitUntilClosed()
