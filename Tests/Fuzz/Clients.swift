@@ -89,8 +89,11 @@
       case 4, 5: made = try EventFD().descriptor
       case 6: made = try Descriptor.null()
       case 9: made = try Socket.pair().0.descriptor
-      case 10: made = Descriptor(owning: try FileDescriptor.open(FilePath("/proc/self/maps"), .readOnly).rawValue)
-      case 11: made = Descriptor(owning: try FileDescriptor.open(FilePath("/proc"), .readOnly).rawValue)
+      case 10:
+        made = Descriptor(
+          owning: try FileDescriptor.open(FilePath("/proc/self/maps"), .readOnly).rawValue)
+      case 11:
+        made = Descriptor(owning: try FileDescriptor.open(FilePath("/proc"), .readOnly).rawValue)
       default: made = try makeMemoryFile("fuzz", size: 4096 + 17)
       }
       things[kind] = made
@@ -130,7 +133,8 @@
     private func answer(_ header: Header, _ body: [UInt8], _ peer: Peer) {
       guard header.command != .traceRecord, body.count >= 16 else { return }
       let count = Int(clamping: body.span.uint64(at: 8))
-      let data = header.command == .dmaRead ? [UInt8](repeating: 0x5A, count: min(count, 1 << 20)) : []
+      let data =
+        header.command == .dmaRead ? [UInt8](repeating: 0x5A, count: min(count, 1 << 20)) : []
       var answer = Header(
         id: header.id, command: header.command, messageSize: UInt32(Header.size), flags: .reply)
       var rest = Array(body[..<16]) + data
@@ -184,7 +188,8 @@
         default:
           try connect(
             toDevice: index,
-            #"{"capabilities":{"max_msg_fds":8,"twin_socket":{"supported":true},"write_multiple":true,"migration":{"pgsize":4096}}}"#)
+            #"{"capabilities":{"max_msg_fds":8,"twin_socket":{"supported":true},"write_multiple":true,"migration":{"pgsize":4096}}}"#
+          )
         }
         try useMemory()
       }

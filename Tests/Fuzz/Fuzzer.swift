@@ -100,6 +100,7 @@
     static func main() throws {
       let fuzzer = try Fuzzer()
       var (inputs, failures) = (0, 0)
+      let start = ContinuousClock.now
       for path in CommandLine.arguments.dropFirst() {
         for file in try files(path) {
           // Said before, so that a log ends with the one that ended this process.
@@ -114,7 +115,8 @@
         }
       }
       try fuzzer.checkDescriptors()
-      print("\(inputs - failures) passed, \(failures) failed")
+      let time = ContinuousClock.now - start
+      print("\(inputs - failures) passed, \(failures) failed in \(time.components.seconds) s")
       exit(failures == 0 ? 0 : 1)
     }
 

@@ -17,6 +17,8 @@
     private var asked: [Header] = []
     /// An impossible size was sent: nothing is read after that.
     private var isLost = false
+    /// One that wants no reply may keep the others waiting.
+    private var mayWait = false
 
     init(_ socket: Socket) { self.socket = socket }
 
@@ -59,7 +61,11 @@
         guard header.count == Header.size else { continue }
         let request = Header(header.span)
         header = []
-        if !request.flags.contains(.noReply) { asked.append(request) }
+        if !request.flags.contains(.noReply) {
+          asked.append(request)
+        } else if request.mayTakeTime {
+          mayWait = true
+        }
         guard request.messageSize >= Header.size else {
           isLost = true
           return
@@ -104,9 +110,11 @@
       guard isReply else {
         // A request of the server's.
         switch header.command {
-        case .dmaRead, .dmaWrite: guard header.flags.isEmpty else { break }
+        case .dmaRead, .dmaWrite:
+          guard header.flags.isEmpty else { break }
           return
-        case .traceRecord: guard header.flags == .noReply else { break }
+        case .traceRecord:
+          guard header.flags == .noReply else { break }
           return
         default: break
         }
@@ -130,7 +138,7 @@
 
     /// Throws unless everything is answered that must be by now.
     func checkAnswered() throws {
-      guard !isClosed, !isLost else { return }
+      guard !isClosed, !isLost, !mayWait else { return }
       // The last may not be complete.
       let whole = missing > 0 ? asked.dropLast() : asked[...]
       guard let first = whole.first(where: { !$0.isAnswer }), !first.mayTakeTime else { return }
