@@ -138,7 +138,7 @@
       var answer = Header(
         id: header.id, command: header.command, messageSize: UInt32(Header.size), flags: .reply)
       var rest = Array(body[..<16]) + data
-      switch answers {
+      switch answers % 7 {
       case 1: return
       case 2:
         answer.flags.insert(.error)
@@ -177,7 +177,7 @@
     /// Brings about a situation: nothing, a root socket, and for each device in turn its whole way, its
     /// own socket, and that with all capabilities.
     func begin(_ situation: Int) throws {
-      switch situation {
+      switch situation % (2 + 3 * world.devices.count) {
       case 0: return
       case 1: try connectToRoot()
       default:

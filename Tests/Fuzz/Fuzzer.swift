@@ -30,9 +30,9 @@
       if administered, input.contains(Array(#""socket""#.utf8)) { return }
       count += 1
       do {
-        let first = input.byte()
-        let clients = Clients(world, answers: first >> 4)
-        try clients.begin(first & 15)
+        let situation = input.byte()
+        let clients = Clients(world, answers: input.byte())
+        try clients.begin(situation)
         while !input.isAtEnd { try clients.run(&input) }
         try clients.serve()
         try clients.checkAnswered()

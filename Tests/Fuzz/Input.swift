@@ -1,6 +1,6 @@
-// What an input says. A byte for the situation to begin with (low four bits) and for how clients answer
-// the server's DMA requests (high four); then records, each beginning with a byte for its kind (modulo
-// their number). Integers are little-endian, and what is missing at the end is zeros.
+// What an input says. A byte for the situation to begin with (`Clients.begin`), and one for how clients
+// answer the server's DMA requests; then records, each beginning with a byte for its kind (modulo their
+// number). Integers are little-endian, and what is missing at the end is zeros.
 //
 //     0 message        peer, descriptors, u16 command, u16 size, that many bytes of body
 //     1 the same, wanting no reply

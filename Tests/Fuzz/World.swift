@@ -36,7 +36,7 @@
       configuration.limits.dmaTimeout = 60
       let registry = Registry()
       for driver in Server.iommuDrivers.sorted(by: { $0.key < $1.key }) {
-        try registry.register(driver.value())
+        try registry.register(driver.value(nil))
       }
       directory = "/tmp/vfiod-fuzz-\(UUID().uuidString.prefix(8))"
       _ = try makeDirectory("\(directory)/devices")
