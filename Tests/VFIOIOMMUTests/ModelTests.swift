@@ -1,4 +1,5 @@
 import Dispatch
+import Foundation
 import Locks
 import SystemPackage
 import Testing
@@ -24,6 +25,9 @@ extension IOMMUModel {
   }
 }
 
+/// The same steps each time; `SEED=$RANDOM swift test` takes others.
+let seed = ProcessInfo.processInfo.environment["SEED"].flatMap { UInt64($0) } ?? 1
+
 #if DEBUG
   private let steps = 50_000
 #else
@@ -34,7 +38,6 @@ extension IOMMUModel {
 @Suite struct ModelTests {
   @Test(arguments: Version.allCases)
   func `type1 does in random steps what a dictionary of pages does`(version: Version) throws {
-    let seed = UInt64.random(in: 0...UInt64.max)
     let limits = IOMMULimits(
       apertures: [0...0x4_FFFF, lastPage - 79 * page...lastPage - page - 1], mappings: 20,
       lockedMemory: 90 * page)
@@ -48,7 +51,6 @@ extension IOMMUModel {
   func `each of several threads finds its own mappings as if it were alone`(
     version: Version
   ) throws {
-    let seed = UInt64.random(in: 0...UInt64.max)
     let limits = IOMMULimits(apertures: [0...UInt64.max], mappings: 65535)
     let iommu = try version.open(limits)
     if version == .v2 { try iommu.dirtyPages(flags: 1) }
