@@ -66,18 +66,21 @@ final class Connection: @unchecked Sendable {
   var takesInput: Bool { exchange.takesInput(session) }
 
   /// Returns when the reply that the connection waits for is there, or something has arrived that may go
-  /// on meanwhile.
-  func waitForReply() {
-    guard let socket, let later else { return }
+  /// on meanwhile. False when the client has hung up while nothing may.
+  func waitForReply() -> Bool {
+    guard let socket, let later else { return true }
     do throws(Errno) {
       let (epoll, isThere) = (try Epoll(), try EventFD())
       try epoll.add(isThere.descriptor, .readable, number: 0)
-      if takesInput { try epoll.add(socket.descriptor, .readable, number: 1) }
+      // A hang-up is told in any case: others wait until it has taken effect.
+      try epoll.add(socket.descriptor, takesInput ? .readable : [], number: 1)
       later.whenComplete { isThere.signal() }
       var events: [Epoll.Event] = []
       try epoll.wait(&events, forever: true)
+      return takesInput || events.contains { $0.number == 0 }
     } catch {
       later.wait()
+      return true
     }
   }
 

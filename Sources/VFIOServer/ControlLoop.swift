@@ -220,7 +220,9 @@ final class ControlLoop: Sendable {
       while true {
         switch connection.serve(wait: true) {
         case .open: continue
-        case .waiting: connection.waitForReply()
+        case .waiting:
+          // As in the shared loop: the requests behind the one that waits go unanswered.
+          guard connection.waitForReply() else { return self.close(connection) }
         default: return self.close(connection)
         }
       }

@@ -249,6 +249,22 @@ import VFIOWire
     #expect(try running.faults() == 1)
   }
 
+  @Test func `keeps nobody waiting whose client closes with more behind a stop than is put aside`()
+    throws
+  {
+    let root = try running.root()
+    _ = try hold(edu)
+    let stop = bytes(UInt32(16), UInt32(0x2_0002), UInt32(1), UInt32(0))
+    edu.client.queue(message(.deviceFeature, stop))
+    for _ in 0..<20 {
+      edu.client.queue(message(.deviceGetInfo, bytes(UInt32(16), UInt32(0), UInt64(0))))
+    }
+    edu.client.sendMore()
+    edu.client.close()
+    try root.call(.getTopology, bytes(UInt32(8), UInt32(0)))
+    _ = try EduClient(try running.socket(EduClient.name))
+  }
+
   @Test func `does not keep the server from stopping`() throws {
     _ = try hold(edu)
     running.server.stop()
