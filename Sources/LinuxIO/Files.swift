@@ -98,10 +98,10 @@ public func effectiveGroup() -> UInt32 { getegid() }
 extension Descriptor {
   /// Device and inode of the file: whether two descriptors are of the same one.
   public func fileNumbers() throws(Errno) -> (device: UInt64, inode: UInt64) {
-    var info = stat()
+    var info = clinux_file_status()
     // Sound: the call fills the structure given.
-    try call { unsafe fstat(rawValue, &info) }
-    return (UInt64(info.st_dev), UInt64(info.st_ino))
+    try call { unsafe clinux_file_status(rawValue, &info) }
+    return (info.device, info.inode)
   }
 
   /// `/dev/null`, as a descriptor to give up when there are no more.
@@ -139,4 +139,23 @@ public func defaultServerDirectory() -> String? {
   if effectiveUser() == 0 { return "/run/vfiod" }
   guard let runtime = environment("XDG_RUNTIME_DIR"), !runtime.isEmpty else { return nil }
   return "\(runtime)/vfiod"
+}
+
+/// Whether a file's system is served by another process or machine, so that reading it may wait for ever.
+/// Asks only this process's own tables.
+func isServedElsewhere(_ file: Descriptor) -> Bool {
+  guard let info = try? readFile("/proc/self/fdinfo/\(file.rawValue)", limit: 1 << 16),
+    let mount = String(decoding: info, as: UTF8.self).split(separator: "\n").first(where: {
+      $0.hasPrefix("mnt_id:")
+    })?
+    .split(whereSeparator: { $0 == "\t" || $0 == " " }).last,
+    let mounts = try? readFile("/proc/self/mountinfo", limit: 1 << 20),
+    let line = String(decoding: mounts, as: UTF8.self).split(separator: "\n").first(where: {
+      $0.hasPrefix("\(mount) ")
+    }),
+    let separator = line.firstRange(of: " - ")
+  else { return false }  // shared memory has a mount of its own, which isn't listed
+  let type = line[separator.upperBound...].prefix { $0 != " " }
+  return type.hasPrefix("fuse") || type.hasPrefix("nfs")
+    || ["virtiofs", "9p", "cifs", "smb3", "ceph", "afs"].contains(type)
 }

@@ -41,8 +41,10 @@ struct Exchange {
     case finished
   }
 
-  /// Messages that are handled in a turn where other connections wait for theirs.
+  /// Messages that are handled in a turn where other connections wait for theirs, and the time in which
+  /// the last of them begins.
   private static let turn = 64
+  private static let turnTime = Duration.milliseconds(2)
 
   /// Replies are for nobody any more.
   mutating func beDeaf() { isDeaf = true }
@@ -111,7 +113,10 @@ struct Exchange {
     _ session: any Session, _ socket: Socket, most: Int, _ settle: () -> Void
   ) -> More {
     var handled = 0
+    let start = most == Int.max ? nil : ContinuousClock.now
     while output.count < limits.queuedReplies, handled < most {
+      // A turn has a message at least.
+      if let start, handled > 0, .now - start > Self.turnTime { break }
       handled += 1
       if let waiting {
         guard let outcome = waiting.later.outcome else {
