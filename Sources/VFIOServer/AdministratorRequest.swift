@@ -1,4 +1,5 @@
 import JSON
+import Logging
 import SystemPackage
 import VFIODevices
 import VFIOWire
@@ -15,17 +16,14 @@ enum AdministratorRequest: Sendable {
   /// Seconds that a removal waits for the device's user, unless the request says otherwise.
   static let defaultTimeout = 10
 
-  /// nil for another command. `EINVAL` for what isn't NUL-terminated JSON of the command's form.
-  init?(_ command: Command, _ body: Span<UInt8>) throws(Errno) {
-    switch command {
-    case .addDevice, .removeDevice, .bindDriver, .unbindDriver: break
-    default: return nil
-    }
+  /// `EINVAL` for what isn't NUL-terminated JSON of the command's form; the log says why.
+  init(_ command: Command, _ body: Span<UInt8>, _ logger: Logger) throws(Errno) {
     guard body.count > 0, body[body.count - 1] == 0 else { throw .invalidArgument }
     do throws(JSONError) {
       try self.init(
         command, JSONReader(try JSONValue(parsing: body.extracting(0..<body.count - 1))))
     } catch {
+      logger.warning("administrator's request refused: \(error)")
       throw .invalidArgument
     }
   }

@@ -40,10 +40,8 @@ final class RootSession: Session {
     case .getExternalUser: try getExternalUser(request, &reply)
     case .addDevice, .removeDevice, .bindDriver, .unbindDriver:
       guard isAdministrator else { throw .notPermitted }
-      guard let administered = try AdministratorRequest(request.header.command, body) else {
-        throw .inappropriateIOCTLForDevice
-      }
-      later = administration.request(administered)
+      later = administration.request(
+        try AdministratorRequest(request.header.command, body, service.logger))
     case .trace:
       guard isAdministrator else { throw .notPermitted }
       guard request.mayHandOut else { throw .tooManyReferences }
