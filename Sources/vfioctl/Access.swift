@@ -7,7 +7,8 @@ extension VFIO {
   func connect(to device: String) throws -> Device {
     let group = try group(of: device)
     guard group.hasIOMMU else {
-      throw Failure("\(device) has no IOMMU, and so no socket of its own: open it through its group")
+      throw Failure(
+        "\(device) has no IOMMU, and so no socket of its own: open it through its group")
     }
     guard let socket = group.devices.first(where: { $0.address == device })?.socket else {
       throw Failure("\(device) is not bound to vfio-pci: see vfioctl ls")
