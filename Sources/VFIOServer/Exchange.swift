@@ -1,3 +1,4 @@
+import Dispatch
 import LinuxIO
 import SystemPackage
 import VFIOStream
@@ -41,10 +42,10 @@ struct Exchange {
     case finished
   }
 
-  /// Messages that are handled in a turn where other connections wait for theirs, and the time in which
-  /// the last of them begins.
+  /// Messages that are handled in a turn where other connections wait for theirs, and the nanoseconds in
+  /// which the last of them begins.
   private static let turn = 64
-  private static let turnTime = Duration.milliseconds(2)
+  private static let turnTime: UInt64 = 2_000_000
 
   /// Replies are for nobody any more.
   mutating func beDeaf() { isDeaf = true }
@@ -113,10 +114,14 @@ struct Exchange {
     _ session: any Session, _ socket: Socket, most: Int, _ settle: () -> Void
   ) -> More {
     var handled = 0
-    let start = most == Int.max ? nil : ContinuousClock.now
+    let start = most == Int.max ? 0 : DispatchTime.now().uptimeNanoseconds
     while output.count < limits.queuedReplies, handled < most {
       // A turn has a message at least.
-      if let start, handled > 0, .now - start > Self.turnTime { break }
+      if start > 0, handled > 0,
+        DispatchTime.now().uptimeNanoseconds - start > Self.turnTime
+      {
+        break
+      }
       handled += 1
       if let waiting {
         guard let outcome = waiting.later.outcome else {
