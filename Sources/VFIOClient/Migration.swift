@@ -46,7 +46,7 @@ extension Device {
   /// Returns when the device has arrived. `EINVAL` for a state that can't be reached, and, from RESUMING
   /// on, when what was written is no whole state of such a device.
   public func setMigrationState(_ state: MigrationState) throws(VFIOError) {
-    _ = try feature(2 | 1 << 17, littleEndian(state.rawValue) + littleEndian(UInt32.max))
+    _ = try feature(2 | 1 << 17, state.rawValue.messageBytes + UInt32.max.messageBytes)
   }
 
   /// `VFIO_USER_MIG_DATA_READ`. Fewer bytes than `count` say that there are no more for now, and in STOP_COPY
@@ -77,9 +77,9 @@ extension Device {
   @discardableResult public func startDMALog(
     pageSize: UInt64 = 4096, ranges: [Range<UInt64>] = []
   ) throws(VFIOError) -> UInt64 {
-    var data = littleEndian(pageSize) + littleEndian(UInt32(ranges.count)) + littleEndian(UInt32(0))
+    var data = pageSize.messageBytes + UInt32(ranges.count).messageBytes + UInt32(0).messageBytes
     for range in ranges {
-      data += littleEndian(range.lowerBound) + littleEndian(range.upperBound - range.lowerBound)
+      data += range.lowerBound.messageBytes + (range.upperBound - range.lowerBound).messageBytes
     }
     let reply = try feature(6 | 1 << 17, data)
     return try naming("log the DMA of \(name)") { () throws(Errno) in
@@ -98,12 +98,8 @@ extension Device {
     _ range: Range<UInt64>, pageSize: UInt64 = 4096
   ) throws(VFIOError) -> [UInt8] {
     let length = range.upperBound - range.lowerBound
-    let request = littleEndian(range.lowerBound) + littleEndian(length) + littleEndian(pageSize)
+    let request = range.lowerBound.messageBytes + length.messageBytes + pageSize.messageBytes
     let room = Int(clamping: (length / max(pageSize, 1) + 64) / 64 * 8)
     return Array(try feature(8 | 1 << 16, request, room: room).dropFirst(24))
   }
-}
-
-private func littleEndian<Value: FixedWidthInteger>(_ value: Value) -> [UInt8] {
-  (0..<Value.bitWidth / 8).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
 }

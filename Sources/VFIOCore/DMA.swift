@@ -206,10 +206,8 @@ public final class DMA: Sendable {
     _ state: inout IOTLB.Use.State
   ) -> RemoteUse {
     let range = iova...iova + UInt64(length - 1)
-    let use = RemoteUse(transfer: memory.begin(), range: range) { [iommu, log] in
-      guard access.contains(.write) else { return }
-      iommu.wrote(range)
-      log.mark(range)
+    let use = RemoteUse(transfer: memory.begin(), range: range) { [self] in
+      if access.contains(.write) { wrote(range) }
     }
     state.remote.append(use)
     return use

@@ -152,10 +152,7 @@ final class ClientRequests: Sendable {
     if header.flags.contains(.error) {
       request.end(.failure(.badAddress))
     } else {
-      var bytes: [UInt8] = []
-      bytes.reserveCapacity(body.count)
-      for index in 0..<body.count { bytes.append(body[index]) }
-      request.end(.success(bytes))
+      request.end(.success(body.array))
     }
   }
 

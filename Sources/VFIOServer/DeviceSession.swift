@@ -152,7 +152,7 @@ final class DeviceSession: Session {
     }
     if version.hasTwin {
       let twin = TwinSession(
-        messages, limit: UInt64(version.peer.maxDataTransferSize),
+        messages, limit: version.peer.maxDataTransferSize,
         messageLimit: service.limits.messageSize, tracepoint)
       do throws(Errno) {
         reply.attach(try service.handOut(twin, number: service.nextNumber()))
@@ -162,7 +162,7 @@ final class DeviceSession: Session {
       }
       self.twin = twin
     } else if let requests {
-      messages.connect(requests, limit: UInt64(version.peer.maxDataTransferSize))
+      messages.connect(requests, limit: version.peer.maxDataTransferSize)
     }
     if way != nil { logDevice("device opened") }
   }

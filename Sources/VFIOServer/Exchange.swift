@@ -36,7 +36,7 @@ struct Exchange {
     case unfinished
     /// The client doesn't read its replies: nothing more is read from it until it does.
     case blocked
-    /// A reply will come later, and nothing is handled before it.
+    /// A reply will come later, and no request is handled before it.
     case waiting
     /// The peer has closed, or must be closed.
     case finished
@@ -217,9 +217,9 @@ struct Exchange {
         requests.received(header, content)
         continue
       }
-      var message = Message(header: header, descriptors: descriptors, isDamaged: damaged)
-      for index in content.indices { message.body.append(content[index]) }
-      aside.append(message)
+      aside.append(
+        Message(
+          header: header, body: content.array, descriptors: descriptors, isDamaged: damaged))
     }
   }
 

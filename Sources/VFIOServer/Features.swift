@@ -77,10 +77,10 @@ extension DeviceSession {
     case .migration:
       guard room >= 8 else { throw .invalidArgument }
       // VFIO_MIGRATION_STOP_COPY and VFIO_MIGRATION_PRE_COPY.
-      return bytes(UInt64(1 | 4))
+      return UInt64(1 | 4).messageBytes
     case .migrationState:
       guard room >= 8 else { throw .invalidArgument }
-      return bytes(UInt64(migratable.migrationState.rawValue) | 0xFFFF_FFFF << 32)
+      return (UInt64(migratable.migrationState.rawValue) | 0xFFFF_FFFF << 32).messageBytes
     default:
       // struct vfio_user_device_feature_dma_logging_report: u64 iova, u64 length, u64 page_size.
       try data.require(24)
@@ -89,7 +89,7 @@ extension DeviceSession {
       guard size <= UInt64(service.limits.maxDataTransferSize), room >= 24 + Int(size) else {
         throw .invalidArgument
       }
-      return try bytes(data.uint64(at: 0)) + bytes(length) + bytes(pageSize)
+      return try data.uint64(at: 0).messageBytes + length.messageBytes + pageSize.messageBytes
         + device.log.report(iova: data.uint64(at: 0), length: length, pageSize: pageSize)
     }
   }
@@ -100,8 +100,7 @@ extension DeviceSession {
   ) throws(Errno) -> Later? {
     try body.require(16)
     guard let state = MigrationState(rawValue: body.uint32(at: 8)) else { throw .invalidArgument }
-    var echo: [UInt8] = []
-    for index in body.indices { echo.append(body[index]) }
+    let echo = body.array
     // A stopped device takes no write any more, and these were made before.
     if state.isStopped { doorbells.settle() }
     let later = Later(body: echo)
@@ -130,8 +129,4 @@ extension DeviceSession {
     reply.append(body.extracting(16..<body.count))
     return nil
   }
-}
-
-private func bytes(_ value: UInt64) -> [UInt8] {
-  (0..<8).map { UInt8(truncatingIfNeeded: value.littleEndian >> (8 * $0)) }
 }

@@ -17,15 +17,12 @@ final class MessageMemory: RemoteMemory {
     let limit: Int
   }
 
-  /// vfio-user's `max_data_xfer_size` of a client that names none.
-  static let defaultLimit: UInt64 = 1 << 20
-
   init(_ service: Service) { self.service = service }
 
   /// From now on the client can be asked there.
-  func connect(_ requests: ClientRequests, limit: UInt64) {
+  func connect(_ requests: ClientRequests, limit: Int) {
     // The answer must fit into what is read, too.
-    let limit = min(max(1, Int(clamping: limit)), service.limits.maxDataTransferSize)
+    let limit = min(max(1, limit), service.limits.maxDataTransferSize)
     connection.withLock { $0 = Connection(requests: requests, limit: limit) }
   }
 
@@ -38,7 +35,7 @@ final class MessageMemory: RemoteMemory {
   // MARK: RemoteMemory
 
   var remote: (any RemoteMemory)? { self }
-  var limit: Int { connection.withLock { $0?.limit } ?? Int(Self.defaultLimit) }
+  var limit: Int { connection.withLock { $0?.limit } ?? Version.defaultTransferSize }
   func begin() -> any RemoteTransfer { MessageTransfer(self) }
 
   /// Copies are transfers, since they wait.
@@ -79,10 +76,7 @@ private final class MessageTransfer: RemoteTransfer {
   /// The specification's table gives the reply's count 4 bytes, and the C library 8; some clients send
   /// no body at all.
   func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) {
-    var body: [UInt8] = []
-    body.reserveCapacity(bytes.count)
-    for index in 0..<bytes.count { body.append(bytes[index]) }
-    let reply = try ask(.dmaWrite, offset, bytes.count, body)
+    let reply = try ask(.dmaWrite, offset, bytes.count, bytes.array)
     let count: UInt64
     switch reply.count {
     case 0: return
@@ -111,7 +105,7 @@ private final class MessageTransfer: RemoteTransfer {
     guard service.clientWaits.wait(timeout: .now()) == .success else { throw .badAddress }
     defer { service.clientWaits.signal() }
     guard let requests = memory.requests else { throw .badAddress }
-    let request = ClientRequest(command, littleEndian(address) + littleEndian(UInt64(count)) + data)
+    let request = ClientRequest(command, address.messageBytes + UInt64(count).messageBytes + data)
     let isCancelled = state.withLock { state in
       state.asked = (requests, request)
       return state.isCancelled
@@ -125,21 +119,17 @@ private final class MessageTransfer: RemoteTransfer {
   }
 }
 
-private func littleEndian(_ value: UInt64) -> [UInt8] {
-  (0..<8).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
-}
-
 /// The second socket of a device's connection, for this server's requests alone (`twin_socket`).
 final class TwinSession: Session {
   private let memory: MessageMemory
-  private let limit: UInt64
+  private let limit: Int
   private var requests: ClientRequests?
   let messageLimit: Int
   let tracepoint: Tracepoint?
 
   /// `limit` is the client's `max_data_xfer_size`.
   init(
-    _ memory: MessageMemory, limit: UInt64, messageLimit: Int, _ tracepoint: Tracepoint?
+    _ memory: MessageMemory, limit: Int, messageLimit: Int, _ tracepoint: Tracepoint?
   ) {
     self.tracepoint = tracepoint
     self.memory = memory

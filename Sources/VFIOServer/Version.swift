@@ -14,6 +14,8 @@ struct Version {
   private static let mostMappings = 65535
   /// The largest message before VERSION has told the limit.
   static let messageLimit = 64 << 10
+  /// vfio-user's `max_data_xfer_size` of a client that names none.
+  static let defaultTransferSize = 1 << 20
 
   /// The major version isn't ours: the connection cannot go on.
   private(set) var isRefused = false
@@ -27,7 +29,7 @@ struct Version {
     /// Descriptors in one message.
     var messageDescriptors = 1
     /// Bytes in one message's transfer.
-    var maxDataTransferSize = 1 << 20
+    var maxDataTransferSize = Version.defaultTransferSize
   }
 
   /// Answers VERSION. `EINVAL` when it comes twice, for another major version, and for capabilities

@@ -72,6 +72,24 @@ extension Span where Element == UInt8 {
   }
 }
 
+extension Span where Element == UInt8 {
+  /// A copy, for what outlives the message.
+  public var array: [UInt8] {
+    var array: [UInt8] = []
+    array.reserveCapacity(count)
+    for index in indices { array.append(self[index]) }
+    return array
+  }
+}
+
+extension FixedWidthInteger {
+  /// The integer as it stands in a message.
+  public var messageBytes: [UInt8] {
+    let value = littleEndian
+    return (0..<Self.bitWidth / 8).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
+  }
+}
+
 extension MutableSpan where Element == UInt8 {
   public mutating func set(_ value: UInt16, at offset: Int) {
     let value = value.littleEndian

@@ -51,9 +51,4 @@ struct Info: ParsableCommand {
     }
     print(interrupts.text)
   }
-
-  private func hex(_ number: some BinaryInteger, _ digits: Int = 1) -> String {
-    let text = String(number, radix: 16)
-    return String(repeating: "0", count: max(0, digits - text.count)) + text
-  }
 }

@@ -13,6 +13,16 @@ struct Number: ExpressibleByArgument {
   }
 }
 
+/// What a user calls something, or its number.
+private func number(of argument: String, in names: [String]) -> UInt32? {
+  let name = argument.lowercased()
+  return names.firstIndex(of: name).map(UInt32.init) ?? UInt32(name)
+}
+
+private func text(of index: UInt64, in names: [String]) -> String {
+  index < names.count ? names[Int(index)] : "\(index)"
+}
+
 /// A region of the command line: bar0 to bar5, rom, config, vga, or its index.
 struct RegionName: ExpressibleByArgument {
   static let names = ["bar0", "bar1", "bar2", "bar3", "bar4", "bar5", "rom", "config", "vga"]
@@ -21,17 +31,12 @@ struct RegionName: ExpressibleByArgument {
   var index: RegionIndex
 
   init?(argument: String) {
-    let name = argument.lowercased()
-    guard let index = Self.names.firstIndex(of: name).map(UInt32.init) ?? UInt32(name) else {
-      return nil
-    }
+    guard let index = number(of: argument, in: Self.names) else { return nil }
     self.index = RegionIndex(rawValue: index)
   }
 
   /// The name of a region, its index where it has none.
-  static func name(of index: UInt64) -> String {
-    index < names.count ? names[Int(index)] : "\(index)"
-  }
+  static func name(of index: UInt64) -> String { text(of: index, in: names) }
 }
 
 /// A kind of interrupt of the command line.
@@ -42,17 +47,12 @@ struct InterruptName: ExpressibleByArgument {
   var kind: InterruptKind
 
   init?(argument: String) {
-    let name = argument.lowercased()
-    guard let index = Self.names.firstIndex(of: name).map(UInt32.init) ?? UInt32(name) else {
-      return nil
-    }
+    guard let index = number(of: argument, in: Self.names) else { return nil }
     kind = InterruptKind(rawValue: index)
   }
 
   /// The name of a kind, its index where it has none.
-  static func name(of index: UInt64) -> String {
-    index < names.count ? names[Int(index)] : "\(index)"
-  }
+  static func name(of index: UInt64) -> String { text(of: index, in: names) }
 }
 
 /// A number in hexadecimal digits, at least so many.

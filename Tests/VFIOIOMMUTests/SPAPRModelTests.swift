@@ -20,24 +20,6 @@ private final class TellingMemory: DMAMemory {
   func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) {}
 }
 
-/// Memory whose read lasts until its entry is gone, or long enough to be sure that it stays.
-private final class SlowMemory: DMAMemory {
-  let isBeingRead = DispatchSemaphore(value: 0)
-  let isUnmapped = Atomic(false)
-  let wasUnmappedWhileRead = Atomic(false)
-
-  func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno) {
-    isBeingRead.signal()
-    for _ in 0..<50_000 {
-      if isUnmapped.load(ordering: .sequentiallyConsistent) {
-        return wasUnmappedWhileRead.store(true, ordering: .relaxed)
-      }
-      sched_yield()
-    }
-  }
-  func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) {}
-}
-
 @Suite struct SPAPRModelTests {
   @Test(arguments: SPAPRVersion.allCases, ["unmap", "map over it", "remove the window"])
   func `an entry is gone only when no transfer uses it`(

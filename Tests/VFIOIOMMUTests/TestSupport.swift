@@ -1,7 +1,11 @@
+import Dispatch
+import Glibc
 import Locks
 import SystemPackage
 import VFIOCore
 import VFIOIOMMU
+
+import struct Synchronization.Atomic
 
 /// Memory of a test. Accesses beyond its bytes fail with `EFAULT`, as behind the end of a truncated
 /// file.
@@ -174,6 +178,26 @@ extension DMA {
     try read(iova, into: &span)
     return bytes
   }
+}
+
+/// Memory whose read lasts until it is unmapped, or long enough to be sure that it stays.
+final class SlowMemory: DMAMemory {
+  let isBeingRead = DispatchSemaphore(value: 0)
+  let isUnmapped = Atomic(false)
+  let wasUnmappedWhileRead = Atomic(false)
+
+  func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno) {
+    isBeingRead.signal()
+    for _ in 0..<50_000 {
+      if isUnmapped.load(ordering: .sequentiallyConsistent) {
+        wasUnmappedWhileRead.store(true, ordering: .relaxed)
+        return
+      }
+      sched_yield()
+    }
+  }
+
+  func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) {}
 }
 
 /// SplitMix64: the same numbers for the same seed.

@@ -30,26 +30,6 @@ private final class RevocableMemory: DMAMemory {
   }
 }
 
-/// Memory whose read lasts until its mapping is gone, or long enough to be sure that it stays.
-private final class SlowMemory: DMAMemory {
-  let isBeingRead = DispatchSemaphore(value: 0)
-  let isUnmapped = Atomic(false)
-  let wasUnmappedWhileRead = Atomic(false)
-
-  func read(at offset: UInt64, into bytes: inout MutableSpan<UInt8>) throws(Errno) {
-    isBeingRead.signal()
-    for _ in 0..<50_000 {
-      if isUnmapped.load(ordering: .sequentiallyConsistent) {
-        wasUnmappedWhileRead.store(true, ordering: .relaxed)
-        return
-      }
-      sched_yield()
-    }
-  }
-
-  func write(_ bytes: Span<UInt8>, at offset: UInt64) throws(Errno) {}
-}
-
 /// Runs the body in several threads of their own at a time.
 private func concurrently(_ threads: Int, _ body: @escaping @Sendable (Int) -> Void) {
   let group = DispatchGroup()

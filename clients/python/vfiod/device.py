@@ -3,10 +3,10 @@
 import errno
 import os
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 
 from . import wire
 from .connection import Connection, HasFileno, Message, negotiate, unpack
+from .handle import Handle
 from .irq import EventFD
 from .memory import DMAMemory, Memory
 from .region import Region, RegionInfo
@@ -30,11 +30,11 @@ COMMAND_MEMORY = 1 << 1
 COMMAND_BUS_MASTER = 1 << 2
 
 
-class Device:
+class Device(Handle):
     """A device descriptor from a group, or a connection to `devices/NAME.sock`."""
 
     def __init__(self, connection: Connection, version: wire.Version) -> None:
-        self.connection = connection
+        super().__init__(connection)
         self.version = version
         limit = version.capabilities.get("max_data_xfer_size", wire.DEFAULT_MAX_DATA_XFER_SIZE)
         self.max_data_xfer_size = min(int(limit), wire.DEFAULT_MAX_DATA_XFER_SIZE)
@@ -291,23 +291,3 @@ class Device:
         else:
             memory[start : start + count] = data
         self.connection.reply(message, answer)
-
-    # Ownership
-
-    def fileno(self) -> int:
-        return self.connection.fileno()
-
-    @property
-    def closed(self) -> bool:
-        return self.connection.closed
-
-    def close(self) -> None:
-        self.connection.close()
-
-    def __enter__(self) -> "Device":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -382,7 +382,6 @@ LOGGING_RANGE = Struct("=QQ")
 LOGGING_REPORT = Struct("=QQQ")
 
 
-
 class Feature(enum.IntEnum):
     """`VFIO_DEVICE_FEATURE_*`: what DEVICE_FEATURE gets, sets or probes."""
 
